@@ -1,0 +1,37 @@
+//! I/O ports of the machine. Only the kernel can reach them.
+
+/// First port of the console, a 16550 serial port; a byte written to it is printed.
+pub const CONSOLE: u16 = 0x3f8;
+/// Number of console ports.
+pub const CONSOLE_PORTS: u16 = 8;
+/// Kernel log: bytes for the host's log, one line at a time.
+pub const KERNEL_LOG: u16 = 0xe9;
+/// Exit: a 32-bit write ends the machine with that status.
+pub const EXIT: u16 = 0xf4;
+/// Kernel event: a 32-bit write of an [`Event`] number.
+pub const EVENT: u16 = 0xf8;
+
+/// What the kernel tells the host through [`EVENT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Event {
+    /// The first thread is about to run its first user-mode instruction.
+    FirstUser = 1,
+    /// The kernel cannot go on; the message went to [`KERNEL_LOG`]. The host prints a backtrace
+    /// from the writing CPU's registers and ends the machine.
+    Panic = 2,
+    /// Every CPU is idle, no thread can run, and nothing can wake one.
+    Deadlock = 3,
+}
+
+impl Event {
+    /// The event with number `n`, if there is one.
+    pub const fn from_number(n: u32) -> Option<Self> {
+        match n {
+            1 => Some(Self::FirstUser),
+            2 => Some(Self::Panic),
+            3 => Some(Self::Deadlock),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Per-CPU state that the entry stubs and the CPU itself read, and how a CPU is set up.
+
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use fluke_abi::boot::{Gate, KERNEL_CS, KERNEL_SS};
+
+use super::entry;
+use super::instructions::{rdmsr, wrmsr};
+
+/// User registers as a trap leaves them: pushed by the entry stub (the first fifteen), the stub or
+/// the CPU (vector, error code), and the CPU. It is the start of the thread, so a trap from user
+/// mode writes the thread's state straight to its place in both execution models.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(16))]
+#[allow(missing_docs, reason = "the fields are the registers of that name")]
+pub struct Frame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+/// Bytes of a [`Frame`].
+pub const FRAME_BYTES: u64 = size_of::<Frame>() as u64;
+
+/// What the stubs find at `gs:0`.
+#[repr(C, align(64))]
+pub struct Cpu {
+    /// Address of this structure.
+    pub this: *const Cpu,
+    /// First byte of the running thread's [`Frame`].
+    pub frame: u64,
+    /// One past its last byte; equal to the task state segment's RSP0.
+    pub frame_end: u64,
+    /// Top of this CPU's own kernel stack.
+    pub stack: u64,
+    /// Room for the user's stack pointer during `syscall` entry.
+    pub scratch: u64,
+    /// Number of the CPU, equal to its APIC id.
+    pub number: u32,
+    /// 1 while the CPU runs user code; cleared by the entry stub once the frame is stored.
+    pub in_user: AtomicU32,
+    tss: TaskState,
+    gdt: [u64; 7],
+}
+
+/// Offsets that the stubs use.
+pub mod offset {
+    use super::{Cpu, offset_of};
+    /// Of [`Cpu::frame`].
+    pub const FRAME: usize = offset_of!(Cpu, frame);
+    /// Of [`Cpu::frame_end`].
+    pub const FRAME_END: usize = offset_of!(Cpu, frame_end);
+    /// Of [`Cpu::stack`].
+    pub const STACK: usize = offset_of!(Cpu, stack);
+    /// Of [`Cpu::scratch`].
+    pub const SCRATCH: usize = offset_of!(Cpu, scratch);
+    /// Of [`Cpu::in_user`].
+    pub const IN_USER: usize = offset_of!(Cpu, in_user);
+}
+
+/// 64-bit task state segment (SDM vol. 3, figure 8-11), as 32-bit words to keep it packed.
+#[repr(C)]
+struct TaskState {
+    words: [u32; 26],
+}
+
+impl TaskState {
+    /// Word index of RSP0.
+    const RSP0: usize = 1;
+    /// Word index of IST1, the stack of double faults and NMIs.
+    const IST1: usize = 9;
+    /// Word index of the I/O map base; beyond the limit, so that user code has no ports.
+    const IO_MAP: usize = 25;
+
+    fn set(&mut self, word: usize, value: u64) {
+        self.words[word] = value as u32;
+        self.words[word + 1] = (value >> 32) as u32;
+    }
+}
+
+/// Selector of the task state segment.
+const TSS_SELECTOR: u16 = 0x28;
+
+const MSR_EFER: u32 = 0xc000_0080;
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_FMASK: u32 = 0xc000_0084;
+const MSR_GS_BASE: u32 = 0xc000_0101;
+const EFER_SCE: u64 = 1;
+/// Flags cleared on `syscall`: AC, NT, IOPL, DF, IF, TF.
+const SYSCALL_MASK: u64 = 0x4_7700;
+
+impl Cpu {
+    /// Sets this CPU up: segments, interrupts, the trap gate. `memory` becomes the CPU's state;
+    /// `stack` is the top of its stack, of which `ist_bytes` at the top are set aside for faults
+    /// that must not use the current stack.
+    ///
+    /// # Safety
+    /// Runs once on each CPU, before anything else; the memory is the CPU's alone, for ever.
+    pub unsafe fn init(memory: *mut Self, number: u32, stack: u64, ist_bytes: u64, gate: Gate) {
+        // SAFETY: the caller gives the memory; no reference to it outlives this block.
+        let cpu = unsafe { &mut *memory };
+        cpu.this = memory;
+        cpu.number = number;
+        cpu.stack = stack - ist_bytes;
+        cpu.in_user = AtomicU32::new(0);
+        cpu.tss.set(TaskState::IST1, stack);
+        cpu.tss.words[TaskState::IO_MAP] = 0xffff_0000;
+        let tss = &raw const cpu.tss as u64;
+        let limit = size_of::<TaskState>() as u64 - 1;
+        cpu.gdt = [
+            0,
+            0x00af_9a00_0000_ffff, // kernel code, 64-bit
+            0x00cf_9200_0000_ffff, // kernel data
+            0x00cf_f200_0000_ffff, // user data
+            0x00af_fa00_0000_ffff, // user code, 64-bit
+            0x8900 << 32 | (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56 | limit,
+            tss >> 32,
+        ];
+        let gdt = Table {
+            limit: size_of_val(&cpu.gdt) as u16 - 1,
+            base: &raw const cpu.gdt as u64,
+        };
+        let idt = entry::idt();
+        // SAFETY: the tables are complete and stay where they are. The code segment in use has the
+        // same selector and meaning in the new table, so it need not be reloaded.
+        unsafe {
+            asm!("lgdt [{}]", "lidt [{}]", "ltr {:x}", in(reg) &raw const gdt, in(reg) &raw const idt,
+                in(reg) TSS_SELECTOR, options(nostack));
+            asm!("mov ss, {:x}", in(reg) KERNEL_SS, options(nostack));
+            wrmsr(MSR_GS_BASE, memory as u64);
+            if gate == Gate::Syscall {
+                wrmsr(
+                    MSR_STAR,
+                    u64::from(KERNEL_SS | 3) << 48 | u64::from(KERNEL_CS) << 32,
+                );
+                wrmsr(MSR_LSTAR, entry::syscall_entry as *const () as u64);
+                wrmsr(MSR_FMASK, SYSCALL_MASK);
+                wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SCE);
+            }
+        }
+    }
+
+    /// Number of the CPU that executes this.
+    #[inline]
+    pub fn current_number() -> u32 {
+        let number: u32;
+        // SAFETY: GS points to this CPU's state whenever the kernel runs.
+        unsafe {
+            asm!("mov {:e}, gs:[{}]", out(reg) number, const offset_of!(Cpu, number),
+                options(readonly, nostack, preserves_flags));
+        }
+        number
+    }
+
+    /// Makes traps from user mode store to `frame`.
+    ///
+    /// # Safety
+    /// Called on this CPU. The frame must be the start of a thread that stays while it runs here.
+    #[inline]
+    pub unsafe fn set_frame(&mut self, frame: *const Frame) {
+        self.frame = frame as u64;
+        self.frame_end = self.frame + FRAME_BYTES;
+        self.tss.set(TaskState::RSP0, self.frame_end);
+    }
+
+    /// Whether the CPU runs user code at this moment.
+    #[inline]
+    pub fn in_user(&self) -> bool {
+        self.in_user.load(Ordering::SeqCst) != 0
+    }
+}
+
+/// Operand of `lgdt` and `lidt`.
+#[repr(C, packed(2))]
+pub struct Table {
+    /// Bytes minus one.
+    pub limit: u16,
+    /// Linear address.
+    pub base: u64,
+}

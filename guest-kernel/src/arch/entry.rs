@@ -1,0 +1,281 @@
+//! How the CPU enters and leaves the kernel.
+//!
+//! A trap from user mode finds the running thread's frame as its stack (RSP0), so the hardware
+//! part and the registers pushed after it land in the thread itself, in either execution model.
+//! The stub then goes on on the CPU's own stack: it takes the kernel lock and asks
+//! [`crate::boundary::enter`] on which stack the call is to run, which is the only question that
+//! the models answer differently.
+//!
+//! The kernel runs with interrupts off, so the only traps from kernel mode are interrupts that end
+//! an idle CPU's `hlt`, and bugs.
+
+use core::arch::naked_asm;
+use core::sync::atomic::AtomicU64;
+
+use fluke_abi::boot::{KERNEL_CS, USER_CS, USER_SS};
+use fluke_abi::layout::GATE_INSTRUCTION_BYTES;
+
+use super::apic::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::cpu::{FRAME_BYTES, Table, offset};
+use crate::boundary;
+
+/// Vector stored for `syscall`, which has none: that of the other trap gate.
+pub const GATE_VECTOR: u64 = 6;
+
+/// Vectors with a stub below the interrupts: the CPU's exceptions.
+const EXCEPTIONS: usize = 32;
+/// Vectors with a stub.
+const VECTORS: usize = SPURIOUS_VECTOR as usize + 1;
+
+/// One interrupt gate (SDM vol. 3, figure 6-8).
+static IDT: [[AtomicU64; 2]; VECTORS] = [const { [const { AtomicU64::new(0) }; 2] }; VECTORS];
+
+/// Fills the interrupt descriptor table; once, on the first CPU.
+pub fn init() {
+    use core::sync::atomic::Ordering::Relaxed;
+    let stubs = exception_stubs as *const () as u64;
+    let gate = |vector: usize, address: u64, ist: u64| {
+        let low = address & 0xffff
+            | u64::from(KERNEL_CS) << 16
+            | ist << 32
+            | 0x8e00 << 32
+            | (address >> 16 & 0xffff) << 48;
+        IDT[vector][0].store(low, Relaxed);
+        IDT[vector][1].store(address >> 32, Relaxed);
+    };
+    for vector in 0..EXCEPTIONS {
+        // NMI, double fault and machine check cannot trust the current stack.
+        let ist = u64::from(matches!(vector, 2 | 8 | 18));
+        gate(vector, stubs + (vector * STUB_BYTES) as u64, ist);
+    }
+    gate(TIMER_VECTOR.into(), timer as *const () as u64, 0);
+    gate(KICK_VECTOR.into(), kick as *const () as u64, 0);
+    gate(SPURIOUS_VECTOR.into(), spurious as *const () as u64, 0);
+}
+
+/// The interrupt descriptor table.
+pub fn idt() -> Table {
+    Table {
+        limit: size_of_val(&IDT) as u16 - 1,
+        base: (&raw const IDT) as u64,
+    }
+}
+
+/// Bytes between two exception stubs.
+const STUB_BYTES: usize = 16;
+
+/// One stub for each exception: makes the frame uniform by an error code of 0 where the CPU pushes
+/// none, and adds the vector.
+#[unsafe(naked)]
+unsafe extern "C" fn exception_stubs() {
+    naked_asm!(
+        ".set vector, 0",
+        ".rept {exceptions}",
+        ".balign {stub_bytes}",
+        // 8, 10-14, 17, 21, 29 and 30 come with an error code (SDM vol. 3, table 6-1).
+        ".if vector != 8 && (vector < 10 || vector > 14) && vector != 17 && vector != 21 && vector != 29 && vector != 30",
+        "push 0",
+        ".endif",
+        "push vector",
+        ".byte 0xe9",
+        ".long {trap} - . - 4",
+        ".set vector, vector + 1",
+        ".endr",
+        exceptions = const EXCEPTIONS,
+        stub_bytes = const STUB_BYTES,
+        trap = sym trap,
+    );
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn timer() {
+    naked_asm!("push 0", "push {}", "jmp {}", const TIMER_VECTOR, sym trap);
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn kick() {
+    naked_asm!("push 0", "push {}", "jmp {}", const KICK_VECTOR, sym trap);
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn spurious() {
+    naked_asm!("iretq");
+}
+
+/// Common part: `rsp` points to vector, error code, and what the CPU pushed.
+#[unsafe(naked)]
+unsafe extern "C" fn trap() {
+    naked_asm!(
+        "test byte ptr [rsp + 24], 3",
+        "jz {from_kernel}",
+        "swapgs",
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "jmp {enter}",
+        from_kernel = sym from_kernel,
+        enter = sym enter,
+    );
+}
+
+/// `syscall` entry, where the host's CPU has a usable one. Builds the frame that the other gate's
+/// trap would leave: instruction pointer at the trap instruction, because the call is not done yet.
+#[unsafe(naked)]
+pub unsafe extern "C" fn syscall_entry() {
+    naked_asm!(
+        "swapgs",
+        "mov gs:[{scratch}], rsp",
+        "mov rsp, gs:[{frame_end}]",
+        "push {user_ss}",
+        "push qword ptr gs:[{scratch}]",
+        "push r11",
+        "push {user_cs}",
+        "sub rcx, {gate_bytes}",
+        "push rcx",
+        "push 0",
+        "push {vector}",
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "jmp {enter}",
+        scratch = const offset::SCRATCH,
+        frame_end = const offset::FRAME_END,
+        user_ss = const USER_SS,
+        user_cs = const USER_CS,
+        gate_bytes = const GATE_INSTRUCTION_BYTES,
+        vector = const GATE_VECTOR,
+        enter = sym enter,
+    );
+}
+
+/// Stores the remaining registers and runs the kernel.
+#[unsafe(naked)]
+unsafe extern "C" fn enter() {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "cld",
+        "mov rsp, gs:[{stack}]",
+        // From here on other CPUs may use the frame.
+        "mov dword ptr gs:[{in_user}], 0",
+        "xor ebp, ebp",
+        "call {lock_and_choose_stack}",
+        "mov rsp, rax",
+        "call {run}",
+        "ud2",
+        stack = const offset::STACK,
+        in_user = const offset::IN_USER,
+        lock_and_choose_stack = sym boundary::enter,
+        run = sym boundary::trap,
+    );
+}
+
+/// Leaves to the running thread. The kernel lock is free and `in_user` set.
+#[unsafe(naked)]
+pub unsafe extern "C" fn leave() -> ! {
+    naked_asm!(
+        "mov rsp, gs:[{frame}]",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "add rsp, 16",
+        "swapgs",
+        "iretq",
+        frame = const offset::FRAME,
+    );
+}
+
+/// A trap from kernel mode: an interrupt that ends `hlt` returns; anything else is a bug.
+#[unsafe(naked)]
+unsafe extern "C" fn from_kernel() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "mov rdi, rsp",
+        "push rbp",
+        "mov rbp, rsp",
+        "and rsp, -16",
+        "call {handler}",
+        "mov rsp, rbp",
+        "pop rbp",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "add rsp, 16",
+        "iretq",
+        handler = sym boundary::trap_in_kernel,
+    );
+}
+
+/// What [`boundary::trap_in_kernel`] is shown.
+#[derive(Debug)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the fields are the registers of that name")]
+pub struct KernelFrame {
+    pub registers: [u64; 9],
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+/// Continues on the top of this CPU's own stack, with nothing on it.
+///
+/// # Safety
+/// Whatever is on the current stack above must be of no further use, or be saved.
+#[unsafe(naked)]
+pub unsafe extern "C" fn on_cpu_stack(run: extern "C" fn() -> !) -> ! {
+    naked_asm!(
+        "mov rsp, gs:[{stack}]",
+        "xor ebp, ebp",
+        "call rdi",
+        "ud2",
+        stack = const offset::STACK,
+    );
+}
+
+const _: () = assert!(FRAME_BYTES == 22 * 8 && FRAME_BYTES.is_multiple_of(16));

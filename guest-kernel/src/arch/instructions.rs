@@ -1,0 +1,105 @@
+//! Single instructions, as functions.
+//!
+//! The kernel uses none that an emulated CPL 0 lacks: no vector instruction, `popcnt`, BMI or
+//! `cmpxchg16b` (docs/hosts.md).
+
+use core::arch::asm;
+
+/// Writes a model-specific register.
+///
+/// # Safety
+/// The value must keep the machine in the state that the kernel relies on.
+#[inline]
+pub unsafe fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Reads a model-specific register that exists.
+#[inline]
+pub fn rdmsr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading the registers that the kernel names has no side effect.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high,
+            options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Time-stamp counter.
+#[inline]
+pub fn rdtsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: no side effect.
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes a 32-bit value to an I/O port.
+#[inline]
+pub fn out32(port: u16, value: u32) {
+    // SAFETY: the machine's ports (fluke_abi::port) do not change guest memory.
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+    };
+}
+
+/// Writes bytes to an I/O port, in one instruction.
+#[inline]
+pub fn out_bytes(port: u16, bytes: &[u8]) {
+    // SAFETY: reads exactly the slice; the ports do not change guest memory.
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rsi") bytes.as_ptr() => _, inout("rcx") bytes.len() => _,
+            options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// Waits for an interrupt with interrupts on; returns with interrupts off.
+#[inline]
+pub fn wait_for_interrupt() {
+    // SAFETY: `sti` takes effect after `hlt` has begun, so no wake-up is lost; the interrupt stubs
+    // preserve all registers.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: interrupts are off; nothing happens ever after.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Address that caused the last page fault.
+#[inline]
+pub fn fault_address() -> u64 {
+    let address: u64;
+    // SAFETY: no side effect.
+    unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
+    address
+}
+
+/// Physical address of the page table in use.
+#[inline]
+pub fn page_table() -> u64 {
+    let root: u64;
+    // SAFETY: no side effect.
+    unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack, preserves_flags)) };
+    root
+}
+
+/// Changes the page table in use, or drops what the CPU remembers of it.
+///
+/// # Safety
+/// `root` must map the kernel as every page table does.
+#[inline]
+pub unsafe fn set_page_table(root: u64) {
+    // SAFETY: the caller's.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
+}

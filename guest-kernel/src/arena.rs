@@ -1,0 +1,259 @@
+//! Arenas: all objects of one type, in one run of memory, named by index and generation.
+//!
+//! An [`Id`] of a destroyed object never finds the object that took its place, so links between
+//! objects need no reference counts and no back lists: a dead link is one that finds nothing.
+//! Capacity is fixed at boot; a full arena is an error to whoever wanted an object.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+use core::ops::{Index, IndexMut};
+use core::ptr::NonNull;
+
+/// Names an object of type `T` for as long as it lives.
+pub struct Id<T> {
+    index: u32,
+    generation: u32,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Id<T> {
+    /// Position in the arena; objects that live at the same time have different ones.
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+}
+
+impl<T> Clone for Id<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Id<T> {}
+
+impl<T> PartialEq for Id<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index && self.generation == other.generation
+    }
+}
+
+impl<T> Eq for Id<T> {}
+
+impl<T> fmt::Debug for Id<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}.{}", self.index, self.generation)
+    }
+}
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+#[repr(C)]
+struct Slot<T> {
+    /// Odd while the slot holds an object.
+    generation: u32,
+    /// Next free slot, while it does not.
+    next_free: u32,
+    value: MaybeUninit<T>,
+}
+
+/// All objects of type `T`.
+pub struct Arena<T> {
+    slots: NonNull<Slot<T>>,
+    capacity: u32,
+    /// Slots from here on were never used; their memory is still zero.
+    fresh: u32,
+    free: u32,
+    live: u32,
+}
+
+// SAFETY: an arena owns its memory like a `Vec<T>`.
+unsafe impl<T: Send> Send for Arena<T> {}
+
+impl<T> Arena<T> {
+    /// Bytes that one object takes.
+    pub const STRIDE: usize = size_of::<Slot<T>>();
+
+    /// An arena with room for nothing.
+    pub const fn empty() -> Self {
+        Self {
+            slots: NonNull::dangling(),
+            capacity: 0,
+            fresh: 0,
+            free: NONE,
+            live: 0,
+        }
+    }
+
+    /// An arena in `bytes` of zeroed memory at `memory`.
+    ///
+    /// # Safety
+    /// The memory must be valid, aligned to 64 bytes, zero, used by nobody else, and stay so.
+    pub unsafe fn new(memory: NonNull<u8>, bytes: usize) -> Self {
+        const { assert!(align_of::<Slot<T>>() <= 64) };
+        let capacity = (bytes / Self::STRIDE).min(NONE as usize - 1) as u32;
+        Self {
+            slots: memory.cast(),
+            capacity,
+            fresh: 0,
+            free: NONE,
+            live: 0,
+        }
+    }
+
+    /// Objects alive.
+    pub const fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// Objects there is room for in all.
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot<T>> {
+        // SAFETY: slots below `fresh` lie in the arena's memory and are initialised.
+        (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_ref() })
+    }
+
+    fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
+        // SAFETY: as in `slot`; `&mut self` makes the access exclusive.
+        (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_mut() })
+    }
+
+    /// Puts `value` into the arena; gives it back if the arena is full.
+    pub fn insert(&mut self, value: T) -> Result<Id<T>, T> {
+        let index = if self.free != NONE {
+            self.free
+        } else if self.fresh < self.capacity {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            return Err(value);
+        };
+        let recycled = self.free == index;
+        let Some(slot) = self.slot_mut(index) else {
+            return Err(value);
+        };
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.value.write(value);
+        let (generation, next_free) = (slot.generation, slot.next_free);
+        if recycled {
+            self.free = next_free;
+        }
+        self.live += 1;
+        Ok(Id {
+            index,
+            generation,
+            kind: PhantomData,
+        })
+    }
+
+    /// Takes an object out.
+    pub fn remove(&mut self, id: Id<T>) -> Option<T> {
+        let free = self.free;
+        let slot = self
+            .slot_mut(id.index)
+            .filter(|slot| slot.generation == id.generation)?;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.next_free = free;
+        // SAFETY: the generation was that of a live object, and no longer is.
+        let value = unsafe { slot.value.assume_init_read() };
+        self.free = id.index;
+        self.live -= 1;
+        Some(value)
+    }
+
+    /// The object, if it is alive.
+    pub fn get(&self, id: Id<T>) -> Option<&T> {
+        let slot = self
+            .slot(id.index)
+            .filter(|slot| slot.generation == id.generation)?;
+        // SAFETY: ids carry odd generations, and such a slot holds an object.
+        Some(unsafe { slot.value.assume_init_ref() })
+    }
+
+    /// The object, if it is alive.
+    pub fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
+        let slot = self
+            .slot_mut(id.index)
+            .filter(|slot| slot.generation == id.generation)?;
+        // SAFETY: as in `get`.
+        Some(unsafe { slot.value.assume_init_mut() })
+    }
+
+    /// The id of the object at `index`, if one lives there.
+    pub fn id_at(&self, index: u32) -> Option<Id<T>> {
+        let generation = self.slot(index)?.generation;
+        (generation % 2 == 1).then_some(Id {
+            index,
+            generation,
+            kind: PhantomData,
+        })
+    }
+
+    /// Ids of all live objects, in order of their indexes.
+    pub fn ids(&self) -> impl Iterator<Item = Id<T>> + '_ {
+        (0..self.fresh).filter_map(|index| self.id_at(index))
+    }
+}
+
+impl<T> Index<Id<T>> for Arena<T> {
+    type Output = T;
+
+    /// The object, which the caller knows to be alive.
+    fn index(&self, id: Id<T>) -> &T {
+        match self.get(id) {
+            Some(value) => value,
+            None => panic!("use of a destroyed object"),
+        }
+    }
+}
+
+impl<T> IndexMut<Id<T>> for Arena<T> {
+    fn index_mut(&mut self, id: Id<T>) -> &mut T {
+        match self.get_mut(id) {
+            Some(value) => value,
+            None => panic!("use of a destroyed object"),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An arena in leaked host memory.
+    pub(crate) fn arena<T>(capacity: usize) -> Arena<T> {
+        let layout =
+            std::alloc::Layout::from_size_align(capacity * Arena::<T>::STRIDE, 64).unwrap();
+        // SAFETY: the layout has a size; the memory is zeroed, aligned and leaked to the arena.
+        unsafe {
+            let memory = NonNull::new(std::alloc::alloc_zeroed(layout)).unwrap();
+            Arena::new(memory, layout.size())
+        }
+    }
+
+    #[test]
+    fn a_dead_id_finds_nothing_even_when_its_slot_is_used_again() {
+        let mut arena = arena(2);
+        let first = arena.insert(1u64).unwrap();
+        assert_eq!(arena.remove(first), Some(1));
+        let second = arena.insert(2).unwrap();
+        assert_eq!(first.index(), second.index());
+        assert_eq!((arena.get(first), arena.get(second)), (None, Some(&2)));
+        assert_eq!(arena.remove(first), None);
+    }
+
+    #[test]
+    fn a_full_arena_gives_the_value_back_and_works_on() {
+        let mut arena = arena(2);
+        let first = arena.insert(1u64).unwrap();
+        arena.insert(2).unwrap();
+        assert_eq!(arena.insert(3), Err(3));
+        arena.remove(first);
+        arena.insert(4).unwrap();
+        assert_eq!((arena.live(), arena.insert(5)), (2, Err(5)));
+    }
+}

@@ -1,0 +1,285 @@
+//! What a handler works with: the calling thread, its parameters, its memory, and waiting.
+//!
+//! A handler is a restartable function. It reads its parameters from the thread's saved registers
+//! and, before anything that may wait or fault, has written its progress back to them. `?` is the
+//! unwinding: a [`Stop`] takes the handler to the boundary, which makes the thread wait, take an
+//! exception, or make the call again from its registers.
+
+use core::ptr::NonNull;
+
+use fluke_abi::code::{Exception, Insanity};
+use fluke_abi::object::OBJECT_SIZE;
+use fluke_abi::state::Prot;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::arena::Id;
+use crate::boundary::lock;
+use crate::ipc::{Port, Pset};
+use crate::kernel::Kernel;
+use crate::mm::{Fault, Mapping, Region, Space};
+use crate::model;
+use crate::object::{Link, Name, Object};
+use crate::reference::Ref;
+use crate::sync::{Cond, Mutex};
+use crate::thread::{Thread, Wait};
+
+/// Why a handler stopped short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Look at the thread's registers again: it was put to sleep, its call has become another one,
+    /// or another thread completed it.
+    Restart,
+    /// An access to the caller's memory needs a keeper.
+    Fault(Fault),
+    /// The program is wrong.
+    Insanity(Insanity),
+}
+
+impl From<Insanity> for Stop {
+    fn from(insanity: Insanity) -> Self {
+        Self::Insanity(insanity)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Result of a handler.
+pub type Done = Result<(), Stop>;
+
+/// The kernel, on behalf of the thread that runs on this CPU.
+pub struct Call {
+    /// The calling thread.
+    pub id: Id<Thread>,
+    /// The thread with that id: it stays while it runs.
+    thread: NonNull<Thread>,
+}
+
+/// Registers of the parameters, by position.
+macro_rules! argument_register {
+    ($frame:expr, $n:expr) => {
+        match $n {
+            0 => &mut $frame.rdi,
+            1 => &mut $frame.rsi,
+            2 => &mut $frame.rdx,
+            3 => &mut $frame.r10,
+            4 => &mut $frame.r8,
+            5 => &mut $frame.r9,
+            6 => &mut $frame.r12,
+            _ => &mut $frame.r13,
+        }
+    };
+}
+
+impl Call {
+    /// For the thread that runs on this CPU. The kernel lock is taken.
+    pub fn new(kernel: &mut Kernel, id: Id<Thread>) -> Self {
+        Self {
+            id,
+            thread: NonNull::from(&mut kernel.threads[id]),
+        }
+    }
+
+    /// Kernel state. Nothing of it can be held across [`Call::wait`]: the borrow checker sees to it.
+    #[inline]
+    pub fn kernel(&mut self) -> &mut Kernel {
+        lock::held_kernel()
+    }
+
+    /// The calling thread.
+    #[inline]
+    pub fn thread(&mut self) -> &mut Thread {
+        // SAFETY: a running thread is not destroyed, its place in the arena is fixed, and `&mut self`
+        // keeps this from being held beside a borrow from `kernel`.
+        unsafe { self.thread.as_mut() }
+    }
+
+    /// Parameter `n` (0 to 7), a register.
+    #[inline]
+    pub fn argument(&mut self, n: usize) -> u64 {
+        *argument_register!(self.thread().frame, n)
+    }
+
+    /// Writes a parameter back: progress that a restarted call starts from.
+    #[inline]
+    pub fn set_argument(&mut self, n: usize, value: u64) {
+        *argument_register!(self.thread().frame, n) = value;
+    }
+
+    /// The call is done, with a value for the user.
+    #[inline]
+    pub fn complete(&mut self, value: u64) -> Done {
+        self.thread().complete(value);
+        Ok(())
+    }
+
+    /// Sleeps. The only way to: in the process model it returns `Ok` when the thread is woken, in
+    /// the interrupt model it always unwinds, and the call starts again from the registers.
+    #[inline]
+    pub fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
+        model::wait(self, wait)
+    }
+
+    /// Marks the thread asleep; for [`model`] only.
+    pub fn sleep(&mut self, wait: Wait) {
+        let id = self.id;
+        self.kernel().sleep(id, wait);
+    }
+
+    /// Physical address of a byte of the caller's memory.
+    #[inline]
+    pub fn translate(&mut self, address: u64, access: Prot) -> Result<u64, Stop> {
+        let id = self.id;
+        Ok(self.kernel().translate(id, address, access)?)
+    }
+
+    /// Reads a structure.
+    pub fn read<T: FromBytes + IntoBytes>(&mut self, address: u64) -> Result<T, Stop> {
+        let mut value = T::new_zeroed();
+        let id = self.id;
+        self.kernel().copy_in(id, address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes a structure, all of it or, on a fault, a part that will be written again.
+    pub fn write<T: IntoBytes + Immutable>(&mut self, address: u64, value: &T) -> Result<(), Stop> {
+        let id = self.id;
+        Ok(self.kernel().copy_out(id, value.as_bytes(), address)?)
+    }
+
+    /// Makes sure that a structure at `address` can be written, so that writing it after the
+    /// commit point cannot fail. Null is fine: nothing will be written.
+    pub fn prepare_write<T>(&mut self, address: u64) -> Result<(), Stop> {
+        if address == 0 {
+            return Ok(());
+        }
+        let last = address.wrapping_add(size_of::<T>() as u64 - 1);
+        self.translate(address, Prot::WRITE)?;
+        self.translate(last, Prot::WRITE)?;
+        Ok(())
+    }
+
+    /// The memory that parameter `n` names, and the object there.
+    fn named(&mut self, n: usize) -> Result<Name, Stop> {
+        let handle = self.argument(n);
+        self.object_at(handle)
+    }
+
+    /// The object at an address of the caller's.
+    pub fn object_at(&mut self, handle: u64) -> Result<Name, Stop> {
+        if !handle.is_multiple_of(OBJECT_SIZE) {
+            return Err(Insanity::NotAligned.into());
+        }
+        let physical = self.translate(handle, Prot::READ)?;
+        match self.kernel().find_object(physical) {
+            Name::NONE => Err(Insanity::NoObject.into()),
+            name => Ok(name),
+        }
+    }
+
+    /// The object of type `T` that parameter `n` names.
+    pub fn object<T: Typed>(&mut self, n: usize) -> Result<Id<T>, Stop> {
+        let name = self.named(n)?;
+        self.typed(name)
+    }
+
+    /// Checks that an object is of type `T`.
+    pub fn typed<T: Typed>(&mut self, name: Name) -> Result<Id<T>, Stop> {
+        if name.kind() != T::TYPE {
+            return Err(T::NOT.into());
+        }
+        T::arena(self.kernel())
+            .id_at(name.index())
+            .ok_or(Stop::Insanity(Insanity::NoObject))
+    }
+
+    /// The thread that parameter `n` names, which must not be the caller.
+    pub fn other_thread(&mut self, n: usize) -> Result<Id<Thread>, Stop> {
+        let id = self.object::<Thread>(n)?;
+        if id == self.id {
+            Err(Insanity::CurrentThread.into())
+        } else {
+            Ok(id)
+        }
+    }
+
+    /// Checks that parameter 0 of a \[self\] call is the caller's own address, or null.
+    pub fn check_self(&mut self) -> Result<(), Stop> {
+        let own = self.thread().thread_va;
+        match self.argument(0) {
+            0 => Ok(()),
+            address if address == own => Ok(()),
+            _ => Err(Insanity::NotCurrentThread.into()),
+        }
+    }
+
+    /// The reference that parameter `n` names; `None` for a null pointer.
+    pub fn reference(&mut self, n: usize) -> Result<Option<Id<Ref>>, Stop> {
+        if self.argument(n) == 0 {
+            return Ok(None);
+        }
+        self.object::<Ref>(n).map(Some)
+    }
+
+    /// The link in the reference that parameter `n` names, checked to be null or to a live object
+    /// of the type that `pick` picks. `None` for a null pointer: leave unchanged.
+    pub fn link<T>(
+        &mut self,
+        n: usize,
+        wrong: Insanity,
+        pick: fn(Link) -> Option<Id<T>>,
+    ) -> Result<Option<Option<Id<T>>>, Stop> {
+        let Some(reference) = self.reference(n)? else {
+            return Ok(None);
+        };
+        match self.kernel().link(reference) {
+            Link::Null => Ok(Some(None)),
+            link => match pick(link) {
+                Some(id) => Ok(Some(Some(id))),
+                None => Err(wrong.into()),
+            },
+        }
+    }
+
+    /// Points a reference, if there is one, at something.
+    pub fn set_link(&mut self, reference: Option<Id<Ref>>, link: Link) {
+        if let Some(reference) = reference {
+            self.kernel().refs[reference].link = link;
+        }
+    }
+
+    /// Raises an exception in the caller.
+    pub fn raise(&mut self, code: Exception, subcode: u64) {
+        let id = self.id;
+        self.kernel().raise(id, code, subcode);
+    }
+}
+
+/// A type of object that a handle parameter can ask for.
+pub trait Typed: Object {
+    /// The insanity of naming something else.
+    const NOT: Insanity;
+}
+
+macro_rules! typed {
+    ($($ty:ident $not:ident;)*) => {$(
+        impl Typed for $ty {
+            const NOT: Insanity = Insanity::$not;
+        }
+    )*};
+}
+
+typed! {
+    Thread NotThread;
+    Space NotTask;
+    Region NotRegion;
+    Mapping NotMapping;
+    Port NotPort;
+    Pset NotPset;
+    Mutex NotMutex;
+    Cond NotCond;
+    Ref NotRef;
+}

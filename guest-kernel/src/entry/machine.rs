@@ -1,0 +1,48 @@
+//! What Fluke leaves to servers that do not exist yet: clock, console, the end.
+
+use fluke_abi::code::Insanity;
+use fluke_abi::port;
+use fluke_abi::state::Prot;
+
+use crate::arch::instructions::{out_bytes, out32};
+use crate::arch::memory;
+use crate::call::{Call, Done};
+use crate::mm::access::within_page;
+
+/// Trivial.
+pub fn clock_read(call: &mut Call) -> Done {
+    let now = call.kernel().clock.now();
+    call.complete(now)
+}
+
+/// Trivial.
+pub fn cpu_self(call: &mut Call) -> Done {
+    let number = call.kernel().cpu_number();
+    call.complete(number.into())
+}
+
+/// Commit point: after each page, when both parameters have moved on.
+pub fn console_write(call: &mut Call) -> Done {
+    loop {
+        let (text, size) = (call.argument(0), call.argument(1));
+        if size == 0 {
+            return call.complete(0);
+        }
+        let physical = call.translate(text, Prot::READ)?;
+        let len = within_page(text, size);
+        out_bytes(port::CONSOLE, memory::bytes(physical, len as usize));
+        call.set_argument(0, text.wrapping_add(len));
+        call.set_argument(1, size - len);
+    }
+}
+
+/// Does not return.
+pub fn machine_exit(call: &mut Call) -> Done {
+    let status = call.argument(0);
+    let space = call.thread().space;
+    if space != call.kernel().root {
+        return Err(Insanity::NotRoot.into());
+    }
+    out32(port::EXIT, status as u32);
+    call.complete(0)
+}

@@ -1,0 +1,420 @@
+//! Threads (fluke-api 3).
+
+use fluke_abi::code::Insanity;
+use fluke_abi::state::{Handlers, PRIORITY_MAX, Registers, SavedState, ThreadFlags, ThreadState};
+
+use super::generic::rehome;
+use super::pick;
+use crate::arena::Id;
+use crate::call::{Call, Done, Stop};
+use crate::object::{Link, Object};
+use crate::thread::{Run, Side, Thread, Wait, user_address, user_flags};
+
+/// Trivial.
+pub fn thread_self(call: &mut Call) -> Done {
+    let own = call.thread().thread_va;
+    call.complete(own)
+}
+
+/// Stops a thread; waits, inside the kernel, until it is off its CPU.
+fn stop(call: &mut Call, id: Id<Thread>) -> Result<(), Stop> {
+    while !call.kernel().stop(id) {
+        call.wait(Wait::Stop(id))?;
+        // Its id names nothing once somebody else has destroyed it.
+        if call.kernel().threads.get(id).is_none() {
+            return Err(Insanity::NoObject.into());
+        }
+    }
+    Ok(())
+}
+
+/// Commit point: detaching.
+pub fn thread_destroy(call: &mut Call) -> Done {
+    let id = call.other_thread(0)?;
+    stop(call, id)?;
+    call.kernel().destroy_thread(id);
+    call.complete(0)
+}
+
+/// Commit point: detaching from the old memory.
+pub fn thread_move(call: &mut Call) -> Done {
+    let id = call.other_thread(0)?;
+    stop(call, id)?;
+    rehome(call, id)
+}
+
+/// Commit point: posting.
+pub fn thread_interrupt(call: &mut Call) -> Done {
+    let id = call.other_thread(0)?;
+    call.complete(0)?;
+    call.kernel().post(id, ThreadFlags::INTERRUPT_PENDING);
+    Ok(())
+}
+
+/// Trivial.
+pub fn thread_disable_exceptions(call: &mut Call) -> Done {
+    call.check_self()?;
+    call.thread().exceptions_enabled = false;
+    call.complete(0)
+}
+
+/// What was held back is taken on the way out.
+pub fn thread_enable_exceptions(call: &mut Call) -> Done {
+    call.check_self()?;
+    call.thread().exceptions_enabled = true;
+    call.complete(0)
+}
+
+/// Reloads the saved registers, and with them whatever was interrupted.
+pub fn thread_return_from_exception(call: &mut Call) -> Done {
+    call.check_self()?;
+    let thread = call.thread();
+    let SavedState {
+        rax,
+        rcx,
+        rdx,
+        rip,
+        rflags,
+    } = thread.saved;
+    let frame = &mut thread.frame;
+    (frame.rax, frame.rcx, frame.rdx, frame.rip) = (rax, rcx, rdx, rip);
+    frame.rflags = user_flags(rflags);
+    thread.in_call = false;
+    thread.exceptions_enabled = true;
+    Ok(())
+}
+
+/// Commit point: the last write.
+pub fn thread_get_handlers(call: &mut Call) -> Done {
+    call.check_self()?;
+    let Handlers {
+        trap,
+        interrupt,
+        client_alert,
+        server_alert,
+    } = call.thread().handlers;
+    for (n, handler) in [trap, interrupt, client_alert, server_alert]
+        .iter()
+        .enumerate()
+    {
+        let at = call.argument(n + 1);
+        if at != 0 {
+            call.write(at, handler)?;
+        }
+    }
+    call.complete(0)
+}
+
+/// Commit point: the change.
+pub fn thread_set_handlers(call: &mut Call) -> Done {
+    call.check_self()?;
+    let [trap, interrupt, client_alert, server_alert] = [1, 2, 3, 4].map(|n| call.argument(n));
+    let handlers = Handlers {
+        trap,
+        interrupt,
+        client_alert,
+        server_alert,
+    };
+    check_handlers(&handlers)?;
+    call.thread().handlers = handlers;
+    call.complete(0)
+}
+
+fn check_handlers(handlers: &Handlers) -> Result<(), Stop> {
+    let Handlers {
+        trap,
+        interrupt,
+        client_alert,
+        server_alert,
+    } = *handlers;
+    match [trap, interrupt, client_alert, server_alert]
+        .into_iter()
+        .all(user_address)
+    {
+        true => Ok(()),
+        false => Err(Insanity::InvalidAddress.into()),
+    }
+}
+
+/// Commit point: the write.
+pub fn thread_get_saved_state(call: &mut Call) -> Done {
+    call.check_self()?;
+    let saved = call.thread().saved;
+    let at = call.argument(1);
+    call.write(at, &saved)?;
+    call.complete(0)
+}
+
+/// Commit point: after the read.
+pub fn thread_set_saved_state(call: &mut Call) -> Done {
+    call.check_self()?;
+    let at = call.argument(1);
+    let saved = call.read::<SavedState>(at)?;
+    if !user_address(saved.rip) {
+        return Err(Insanity::InvalidAddress.into());
+    }
+    call.thread().saved = saved;
+    call.complete(0)
+}
+
+fn sender_flag(side: Side) -> ThreadFlags {
+    match side {
+        Side::Client => ThreadFlags::CLIENT_SENDER,
+        Side::Server => ThreadFlags::SERVER_SENDER,
+    }
+}
+
+/// Reads the connection in the role `side`. Commit point: setting the link.
+fn get_partner(call: &mut Call, side: Side) -> Done {
+    call.check_self()?;
+    let reference = call.reference(1)?;
+    let flags_at = call.argument(2);
+    let sender = call.thread().connection(side).is_some_and(|c| c.sender);
+    let flags = if sender {
+        sender_flag(side)
+    } else {
+        ThreadFlags::empty()
+    };
+    if flags_at != 0 {
+        call.write(flags_at, &flags.bits())?;
+    }
+    let id = call.id;
+    let link = call.kernel().partner_link(id, side);
+    call.set_link(reference, link);
+    call.complete(0)
+}
+
+/// Replaces the connection in the role `side`. Commit point: the change.
+fn set_partner(call: &mut Call, side: Side) -> Done {
+    call.check_self()?;
+    let partner = call.link(1, Insanity::NotThreadRef, pick::thread)?;
+    let sender = ThreadFlags::from_bits_truncate(call.argument(2)).contains(sender_flag(side));
+    let id = call.id;
+    if let Some(partner) = partner {
+        call.kernel().set_partner(id, side, partner, sender);
+    }
+    call.complete(0)
+}
+
+/// The partner of a server is its client.
+pub fn thread_get_client(call: &mut Call) -> Done {
+    get_partner(call, Side::Server)
+}
+
+/// The partner of a client is its server.
+pub fn thread_get_server(call: &mut Call) -> Done {
+    get_partner(call, Side::Client)
+}
+
+/// As `thread_get_client`.
+pub fn thread_set_client(call: &mut Call) -> Done {
+    set_partner(call, Side::Server)
+}
+
+/// As `thread_get_server`.
+pub fn thread_set_server(call: &mut Call) -> Done {
+    set_partner(call, Side::Client)
+}
+
+/// Stops the thread, then writes its state. Commit point: the links, after the last write. The
+/// thread being stopped does not matter to a call that starts over: it is stopped already.
+pub fn thread_get_state(call: &mut Call) -> Done {
+    let id = call.other_thread(0)?;
+    let state_at = call.argument(1);
+    if state_at != 0 {
+        call.prepare_write::<ThreadState>(state_at)?;
+    }
+    let [task_ref, scheduler_ref, waiting_ref] =
+        [call.reference(2)?, call.reference(3)?, call.reference(4)?];
+    let [client_ref, server_ref] = [call.reference(5)?, call.reference(6)?];
+    let waiting_for = match call.kernel().threads[id].wait() {
+        Some(wait) => wait_link(wait),
+        None => None,
+    };
+    stop(call, id)?;
+    let thread = &mut call.kernel().threads[id];
+    let task = thread.space.map_or(Link::Null, Link::Task);
+    let scheduler = thread.scheduler.map_or(Link::Null, Link::Port);
+    let mut state = ThreadState::default();
+    export(thread, &mut state);
+    let waiting_for = waiting_for.unwrap_or(Link::Null);
+    let kernel = call.kernel();
+    let client = kernel.partner_link(id, Side::Server);
+    let server = kernel.partner_link(id, Side::Client);
+    if state_at != 0 {
+        call.write(state_at, &state)?;
+    }
+    let thread = &mut call.kernel().threads[id];
+    // Whoever holds a link to the partner can make the thread again; see `Kernel::destroy_thread`.
+    thread.exported[Side::Server as usize] |= client_ref.is_some() && client != Link::Null;
+    thread.exported[Side::Client as usize] |= server_ref.is_some() && server != Link::Null;
+    call.set_link(task_ref, task);
+    call.set_link(scheduler_ref, scheduler);
+    call.set_link(waiting_ref, waiting_for);
+    call.set_link(client_ref, client);
+    call.set_link(server_ref, server);
+    call.complete(0)
+}
+
+/// The object that a wait is for, as far as there is one.
+fn wait_link(wait: Wait) -> Option<Link> {
+    match wait {
+        Wait::Mutex(id) => Some(Link::Mutex(id)),
+        Wait::Cond(id) => Some(Link::Cond(id)),
+        Wait::Port(id) => Some(Link::Port(id)),
+        Wait::Pset(id) => Some(Link::Pset(id)),
+        Wait::Reply(id) | Wait::Stop(id) => Some(Link::Thread(id)),
+        Wait::Send(_)
+        | Wait::Receive(_)
+        | Wait::Over(_)
+        | Wait::Ack(_)
+        | Wait::Sleep(_)
+        | Wait::Forever => None,
+    }
+}
+
+fn export(thread: &mut Thread, state: &mut ThreadState) {
+    let frame = &thread.frame;
+    state.registers = Registers {
+        r15: frame.r15,
+        r14: frame.r14,
+        r13: frame.r13,
+        r12: frame.r12,
+        rbp: frame.rbp,
+        rbx: frame.rbx,
+        r11: frame.r11,
+        r10: frame.r10,
+        r9: frame.r9,
+        r8: frame.r8,
+        rdi: frame.rdi,
+        rsi: frame.rsi,
+        rdx: frame.rdx,
+        rcx: frame.rcx,
+        rax: frame.rax,
+        rip: frame.rip,
+        rflags: frame.rflags,
+        rsp: frame.rsp,
+    };
+    let mut flags = thread.pending | ThreadFlags::STOPPED;
+    flags.set(ThreadFlags::EXCEPTION_ENABLE, thread.exceptions_enabled);
+    for side in [Side::Client, Side::Server] {
+        flags.set(
+            sender_flag(side),
+            thread.connection(side).is_some_and(|c| c.sender),
+        );
+    }
+    state.flags = flags.bits();
+    state.thread_va = thread.thread_va;
+    state.sched_val = thread.sched_val;
+    state.priority = thread.priority.into();
+    state.handlers = thread.handlers;
+    state.saved = thread.saved;
+    state.server_pset = thread.server_pset;
+    state.fpu = *thread.fpu.image();
+    state.hash = thread.header().hash;
+}
+
+/// Checks what a state must be for the kernel to be able to run it; all else is the user's affair.
+fn check_state(state: &ThreadState) -> Result<(), Stop> {
+    let Registers { rip, rsp, .. } = state.registers;
+    let addresses = [rip, rsp, state.saved.rip];
+    if !addresses.into_iter().all(user_address) || state.priority > PRIORITY_MAX {
+        return Err(Insanity::InvalidAddress.into());
+    }
+    check_handlers(&state.handlers)
+}
+
+fn import(thread: &mut Thread, state: &ThreadState) {
+    let registers = &state.registers;
+    let frame = &mut thread.frame;
+    frame.r15 = registers.r15;
+    frame.r14 = registers.r14;
+    frame.r13 = registers.r13;
+    frame.r12 = registers.r12;
+    frame.rbp = registers.rbp;
+    frame.rbx = registers.rbx;
+    frame.r11 = registers.r11;
+    frame.r10 = registers.r10;
+    frame.r9 = registers.r9;
+    frame.r8 = registers.r8;
+    frame.rdi = registers.rdi;
+    frame.rsi = registers.rsi;
+    frame.rdx = registers.rdx;
+    frame.rcx = registers.rcx;
+    frame.rax = registers.rax;
+    frame.rip = registers.rip;
+    frame.rflags = user_flags(registers.rflags);
+    frame.rsp = registers.rsp;
+    let flags = ThreadFlags::from_bits_truncate(state.flags);
+    thread.exceptions_enabled = flags.contains(ThreadFlags::EXCEPTION_ENABLE);
+    thread.pending = flags
+        & (ThreadFlags::INTERRUPT_PENDING
+            | ThreadFlags::CLIENT_ALERT_PENDING
+            | ThreadFlags::SERVER_ALERT_PENDING);
+    thread.thread_va = state.thread_va;
+    thread.sched_val = state.sched_val;
+    thread.priority = state.priority as u8;
+    thread.handlers = state.handlers;
+    thread.saved = state.saved;
+    thread.server_pset = state.server_pset;
+    thread.fpu.import(&state.fpu);
+    thread.in_call = false;
+}
+
+/// Commit point: after all reads and checks.
+pub fn thread_set_state(call: &mut Call) -> Done {
+    let id = call.other_thread(0)?;
+    let state_at = call.argument(1);
+    let task = call.link(2, Insanity::NotTaskRef, pick::task)?;
+    let scheduler = call.link(3, Insanity::NotPortRef, pick::port)?;
+    call.reference(4)?;
+    let client = call.link(5, Insanity::NotThreadRef, pick::thread)?;
+    let server = call.link(6, Insanity::NotThreadRef, pick::thread)?;
+    let state = if state_at == 0 {
+        None
+    } else {
+        Some(call.read::<ThreadState>(state_at)?)
+    };
+    if let Some(state) = &state {
+        check_state(state)?;
+    }
+    stop(call, id)?;
+    let kernel = call.kernel();
+    kernel.forget_fpu(id);
+    let thread = &mut kernel.threads[id];
+    if let Some(task) = task {
+        thread.space = task;
+    }
+    if let Some(scheduler) = scheduler {
+        thread.scheduler = scheduler;
+    }
+    let mut flags = ThreadFlags::STOPPED;
+    if let Some(state) = &state {
+        flags = ThreadFlags::from_bits_truncate(state.flags);
+        import(thread, state);
+    }
+    for (side, partner) in [(Side::Server, client), (Side::Client, server)] {
+        if let Some(partner) = partner {
+            kernel.set_partner(id, side, partner, flags.contains(sender_flag(side)));
+        }
+        // The thread is back in use: its connections are its own again.
+        kernel.threads[id].exported[side as usize] = false;
+    }
+    call.complete(0)?;
+    if !flags.contains(ThreadFlags::STOPPED) {
+        call.kernel().threads[id].run = Run::Stopped;
+        call.kernel().make_ready(id);
+    }
+    Ok(())
+}
+
+/// Commit point: none; sleeping changes nothing.
+pub fn thread_sleep(call: &mut Call) -> Done {
+    let deadline = call.argument(0);
+    loop {
+        if call.kernel().clock.now() >= deadline {
+            return call.complete(0);
+        }
+        call.wait(Wait::Sleep(deadline))?;
+    }
+}

@@ -1,0 +1,78 @@
+//! Reliable connections: how they are made and broken.
+
+use fluke_abi::code::Status;
+use fluke_abi::state::ThreadFlags;
+
+use crate::arena::Id;
+use crate::kernel::Kernel;
+use crate::thread::{Connection, Side, Thread, Wait};
+
+impl Kernel {
+    /// Joins two threads; old connections in the same roles break. The client is the sender.
+    pub fn connect(&mut self, client: Id<Thread>, server: Id<Thread>) {
+        self.disconnect(client, Side::Client);
+        self.disconnect(server, Side::Server);
+        for (id, side, partner) in [
+            (client, Side::Client, server),
+            (server, Side::Server, client),
+        ] {
+            let thread = &mut self.threads[id];
+            let sender = side == Side::Client;
+            thread.connections[side as usize] = Some(Connection { partner, sender });
+            thread.exported[side as usize] = false;
+        }
+    }
+
+    /// Ends a connection from one end: that of `id` in the role `side`. A partner that waits learns
+    /// of it at once, any other with its next operation.
+    pub fn disconnect(&mut self, id: Id<Thread>, side: Side) {
+        let Some(connection) = self.threads[id].connections[side as usize].take() else {
+            return;
+        };
+        let partner = connection.partner;
+        let other = side.other();
+        let Some(thread) = self.threads.get_mut(partner) else {
+            return;
+        };
+        if thread
+            .connection(other)
+            .is_none_or(|back| back.partner != id)
+        {
+            return;
+        }
+        thread.connections[other as usize] = None;
+        let status = match thread.wait() {
+            Some(Wait::Send(s)) if s == other => Status::SendDisconnected,
+            Some(Wait::Receive(s)) if s == other => Status::RecvDisconnected,
+            Some(Wait::Over(s)) if s == other => Status::OverDisconnected,
+            Some(Wait::Ack(s)) if s == other => Status::AckDisconnected,
+            _ => return,
+        };
+        thread.complete_transfer(status);
+        self.wake(partner);
+    }
+
+    /// Raises the alert in the partner of `id` in the role `side`, if there is one.
+    pub fn alert(&mut self, id: Id<Thread>, side: Side) {
+        let Some(connection) = self.threads[id].connection(side) else {
+            return;
+        };
+        if self.threads.get(connection.partner).is_some() {
+            let flag = match side {
+                Side::Client => ThreadFlags::SERVER_ALERT_PENDING,
+                Side::Server => ThreadFlags::CLIENT_ALERT_PENDING,
+            };
+            self.post(connection.partner, flag);
+        }
+    }
+
+    /// Turns a connection over: `id`, in the role `side`, becomes the sender, its partner the
+    /// receiver.
+    pub fn turn_over(&mut self, id: Id<Thread>, side: Side, partner: Id<Thread>) {
+        for (thread, side, sender) in [(id, side, true), (partner, side.other(), false)] {
+            if let Some(connection) = &mut self.threads[thread].connections[side as usize] {
+                connection.sender = sender;
+            }
+        }
+    }
+}

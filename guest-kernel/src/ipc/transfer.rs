@@ -1,0 +1,297 @@
+//! Moving a message: from buffers of one thread straight to buffers of another, in whatever pieces
+//! the two buffer lists and the page boundaries make, with references beside the data.
+
+use fluke_abi::code::Insanity;
+use fluke_abi::ipc::{Buffer, WORD_SIZE};
+use fluke_abi::state::Prot;
+
+use crate::arch::cpu::Frame;
+use crate::arch::memory::copy_words;
+use crate::arena::Id;
+use crate::call::Stop;
+use crate::kernel::Kernel;
+use crate::mm::access::within_page;
+use crate::object::Name;
+use crate::reference::Ref;
+use crate::thread::Thread;
+use fluke_abi::ipc::CallWord;
+use fluke_abi::object::{OBJECT_SIZE, Type};
+
+/// What is left of one direction of a thread's message parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Current buffer.
+    pub address: u64,
+    /// Words left in it.
+    pub words: u64,
+    /// Table of further buffers.
+    pub table: u64,
+    /// Buffers left in the table.
+    pub buffers: u8,
+    /// Table of addresses of references.
+    pub ref_table: u64,
+    /// References left.
+    pub refs: u8,
+}
+
+impl Cursor {
+    /// What is left to send.
+    pub const fn sending(frame: &Frame) -> Self {
+        let word = CallWord(frame.rax);
+        Self {
+            address: frame.rsi,
+            words: frame.rdx,
+            table: frame.r9,
+            buffers: word.send_buffers(),
+            ref_table: frame.r12,
+            refs: word.send_refs(),
+        }
+    }
+
+    /// What is left to fill.
+    pub const fn receiving(frame: &Frame) -> Self {
+        let word = CallWord(frame.rax);
+        Self {
+            address: frame.r10,
+            words: frame.r8,
+            table: frame.r13,
+            buffers: word.recv_buffers(),
+            ref_table: frame.r14,
+            refs: word.recv_refs(),
+        }
+    }
+
+    /// Stores progress in the send registers.
+    pub const fn store_sending(&self, frame: &mut Frame) {
+        (frame.rsi, frame.rdx, frame.r9, frame.r12) =
+            (self.address, self.words, self.table, self.ref_table);
+        frame.rax = CallWord(frame.rax)
+            .with_send_buffers(self.buffers)
+            .with_send_refs(self.refs)
+            .0;
+    }
+
+    /// Stores progress in the receive registers.
+    pub const fn store_receiving(&self, frame: &mut Frame) {
+        (frame.r10, frame.r8, frame.r13, frame.r14) =
+            (self.address, self.words, self.table, self.ref_table);
+        frame.rax = CallWord(frame.rax)
+            .with_recv_buffers(self.buffers)
+            .with_recv_refs(self.refs)
+            .0;
+    }
+
+    /// Whether no data are left.
+    pub const fn no_data(&self) -> bool {
+        self.words == 0 && self.buffers == 0
+    }
+
+    /// Whether nothing at all is left.
+    pub const fn is_empty(&self) -> bool {
+        self.no_data() && self.refs == 0
+    }
+
+    /// Nothing left: what a sender has when its data were thrown away.
+    pub const fn drop_all(&mut self) {
+        (self.words, self.buffers, self.refs) = (0, 0, 0);
+    }
+
+    const fn advance(&mut self, words: u64) {
+        self.address += words * WORD_SIZE;
+        self.words -= words;
+    }
+}
+
+/// Words to move at once: what both have, within a page of each.
+pub const fn piece(from: &Cursor, to: &Cursor) -> u64 {
+    let words = if from.words < to.words {
+        from.words
+    } else {
+        to.words
+    };
+    let bytes = within_page(from.address, words.saturating_mul(WORD_SIZE));
+    within_page(to.address, bytes) / WORD_SIZE
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The sender has nothing left.
+    Sent,
+    /// The sender has data left, the receiver no space.
+    DataFull,
+    /// The sender has references left, the receiver no slots.
+    RefsFull,
+}
+
+/// Whose memory or parameters stopped a transfer.
+pub struct Trouble {
+    /// The thread.
+    pub thread: Id<Thread>,
+    /// What it has to deal with.
+    pub stop: Stop,
+}
+
+impl Kernel {
+    /// Moves data and references until one side has no more. The cursors always say what is left,
+    /// also on trouble.
+    pub fn transfer(
+        &mut self,
+        sender: Id<Thread>,
+        from: &mut Cursor,
+        receiver: Id<Thread>,
+        to: &mut Cursor,
+    ) -> Result<Outcome, Trouble> {
+        let by_sender = |stop| Trouble {
+            thread: sender,
+            stop,
+        };
+        let by_receiver = |stop| Trouble {
+            thread: receiver,
+            stop,
+        };
+        loop {
+            self.next_buffer(sender, from).map_err(by_sender)?;
+            if from.words == 0 {
+                break;
+            }
+            self.next_buffer(receiver, to).map_err(by_receiver)?;
+            if to.words == 0 {
+                return Ok(Outcome::DataFull);
+            }
+            let words = piece(from, to);
+            let source = self
+                .translate(sender, from.address, Prot::READ)
+                .map_err(|fault| by_sender(fault.into()))?;
+            let target = self
+                .translate(receiver, to.address, Prot::WRITE)
+                .map_err(|fault| by_receiver(fault.into()))?;
+            copy_words(source, target, words);
+            from.advance(words);
+            to.advance(words);
+        }
+        while from.refs > 0 {
+            if to.refs == 0 {
+                return Ok(Outcome::RefsFull);
+            }
+            let source = self
+                .reference_at(sender, from.ref_table)
+                .map_err(by_sender)?;
+            let target = self
+                .reference_at(receiver, to.ref_table)
+                .map_err(by_receiver)?;
+            self.refs[target].link = self.refs[source].link;
+            for cursor in [&mut *from, &mut *to] {
+                cursor.ref_table += WORD_SIZE;
+                cursor.refs -= 1;
+            }
+        }
+        Ok(Outcome::Sent)
+    }
+
+    /// If the current buffer is used up, takes the next one from the table.
+    fn next_buffer(&mut self, thread: Id<Thread>, cursor: &mut Cursor) -> Result<(), Stop> {
+        while cursor.words == 0 && cursor.buffers > 0 {
+            let mut entry = [0; size_of::<Buffer>()];
+            self.copy_in(thread, cursor.table, &mut entry)?;
+            let (address, words) = entry.split_at(WORD_SIZE as usize);
+            cursor.address = word(address);
+            cursor.words = word(words);
+            cursor.table += size_of::<Buffer>() as u64;
+            cursor.buffers -= 1;
+        }
+        if cursor.words > 0 && !cursor.address.is_multiple_of(WORD_SIZE) {
+            return Err(Insanity::BufferUnaligned.into());
+        }
+        Ok(())
+    }
+
+    /// The reference object whose address a thread's reference table holds.
+    fn reference_at(&mut self, thread: Id<Thread>, entry: u64) -> Result<Id<Ref>, Stop> {
+        let mut handle = [0; WORD_SIZE as usize];
+        self.copy_in(thread, entry, &mut handle)?;
+        self.reference_of(thread, word(&handle))
+    }
+
+    /// The reference object at an address of a thread's.
+    pub fn reference_of(&mut self, thread: Id<Thread>, handle: u64) -> Result<Id<Ref>, Stop> {
+        if !handle.is_multiple_of(OBJECT_SIZE) {
+            return Err(Insanity::NotAligned.into());
+        }
+        let physical = self.translate(thread, handle, Prot::READ)?;
+        let name = self.find_object(physical);
+        if name == Name::NONE {
+            return Err(Insanity::NoObject.into());
+        }
+        let reference = (name.kind() == Type::Ref)
+            .then(|| self.refs.id_at(name.index()))
+            .flatten();
+        reference.ok_or(Stop::Insanity(Insanity::NotRef))
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, &byte| word << 8 | u64::from(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = fluke_abi::layout::PAGE_SIZE;
+
+    fn cursor(address: u64, words: u64) -> Cursor {
+        Cursor {
+            address,
+            words,
+            table: 0,
+            buffers: 0,
+            ref_table: 0,
+            refs: 0,
+        }
+    }
+
+    proptest! {
+        /// A piece crosses no page on either side, is never empty, and pieces add up to the whole.
+        #[test]
+        fn pieces_cover_the_message(from in 0u64..2048, to in 0u64..2048, words in 1u64..5000) {
+            let (mut from, mut to) = (cursor(from * 8, words), cursor(to * 8, 6000));
+            let mut moved = 0;
+            while from.words > 0 {
+                let n = piece(&from, &to);
+                prop_assert!(n > 0);
+                for c in [&from, &to] {
+                    prop_assert_eq!(c.address / PAGE, (c.address + n * 8 - 1) / PAGE);
+                }
+                from.advance(n);
+                to.advance(n);
+                moved += n;
+            }
+            prop_assert_eq!(moved, words);
+        }
+
+        /// Progress goes into the registers and comes out again, and leaves the entry number alone.
+        #[test]
+        fn registers_hold_the_cursor(address: u64, words: u64, buffers: u8, refs: u8, number: u16) {
+            let cursor = Cursor { buffers, refs, ..cursor(address, words) };
+            let mut frame = Frame { rax: u64::from(number), ..Frame::default() };
+            cursor.store_sending(&mut frame);
+            cursor.store_receiving(&mut frame);
+            prop_assert_eq!(Cursor::sending(&frame), cursor);
+            prop_assert_eq!(Cursor::receiving(&frame), cursor);
+            prop_assert_eq!(CallWord(frame.rax).number(), number);
+        }
+    }
+
+    #[test]
+    fn the_papers_example() {
+        // 8,192 bytes from 0x08001800; after 6,144 bytes, 2,048 are left at 0x08003000 (OSDI '99 4.3).
+        let mut from = cursor(0x0800_1800, 8192 / 8);
+        from.advance(6144 / 8);
+        assert_eq!((from.address, from.words * 8), (0x0800_3000, 2048));
+    }
+}

@@ -1,0 +1,267 @@
+//! All state of the kernel, and how it is laid out at boot.
+//!
+//! There is one [`Kernel`], behind one lock that is taken at the boundary (`boundary.rs`): while a
+//! CPU runs kernel code it has all of it.
+
+use core::ptr::NonNull;
+
+use fluke_abi::boot::{BootInfo, Extent};
+use fluke_abi::code::Status;
+use fluke_abi::layout::{PAGE_SIZE, ROOT_OBJECTS};
+use fluke_abi::object::{OBJECT_SIZE, Type};
+use fluke_abi::state::Prot;
+use fluke_abi::stats::CpuStats;
+
+use crate::arch::cpu::Cpu;
+use crate::arch::memory::direct;
+use crate::arena::{Arena, Id};
+use crate::clock::Clock;
+use crate::ipc::{Port, Pset};
+use crate::mm::{FramePool, Mapping, Region, Source, Space};
+use crate::model;
+use crate::object::{Object, ObjectTable};
+use crate::queue::Queue;
+use crate::reference::Ref;
+use crate::sched::{CpuState, RunQueue, Stats};
+use crate::stacks::Stacks;
+use crate::sync::{Cond, Mutex};
+use crate::thread::Thread;
+
+/// Everything.
+pub struct Kernel {
+    /// Threads.
+    pub threads: Arena<Thread>,
+    /// Spaces.
+    pub spaces: Arena<Space>,
+    /// Regions.
+    pub regions: Arena<Region>,
+    /// Mappings.
+    pub mappings: Arena<Mapping>,
+    /// Ports.
+    pub ports: Arena<Port>,
+    /// Port sets.
+    pub psets: Arena<Pset>,
+    /// Mutexes.
+    pub mutexes: Arena<Mutex>,
+    /// Condition variables.
+    pub conds: Arena<Cond>,
+    /// References.
+    pub refs: Arena<Ref>,
+    /// Which object is where in memory.
+    pub objects: ObjectTable,
+    /// Pages for page tables.
+    pub frames: FramePool,
+    /// Kernel stacks of threads.
+    pub stacks: Stacks,
+    /// Run queues, one for each CPU.
+    pub ready: &'static mut [RunQueue],
+    /// State of the CPUs.
+    pub cpus: &'static mut [CpuState],
+    /// Threads that sleep, by deadline.
+    pub sleepers: Queue<Thread>,
+    /// Time.
+    pub clock: Clock,
+    /// Physical address of the gate page.
+    pub gate_page: u64,
+    /// Page table of no space.
+    pub page_table: u64,
+    /// The space that may end the machine.
+    pub root: Option<Id<Space>>,
+    next_hash: u64,
+}
+
+/// How the pool is divided, in 1/64. What is left, about a third, is for page tables.
+struct Shares;
+
+impl Shares {
+    const THREADS: u64 = 10;
+    const SPACES: u64 = 2;
+    const REGIONS: u64 = 2;
+    const MAPPINGS: u64 = 16;
+    const PORTS: u64 = 2;
+    const PSETS: u64 = 1;
+    const MUTEXES: u64 = 2;
+    const CONDS: u64 = 2;
+    const REFS: u64 = 4;
+}
+
+/// Hands out a run of zeroed memory from its start.
+struct Carver {
+    at: u64,
+    end: u64,
+}
+
+impl Carver {
+    fn take(&mut self, bytes: u64) -> u64 {
+        let at = self.at;
+        self.at += bytes.next_multiple_of(64);
+        assert!(self.at <= self.end, "kernel pool too small");
+        at
+    }
+
+    fn arena<T>(&mut self, bytes: u64) -> Arena<T> {
+        let at = self.take(bytes);
+        // SAFETY: the pool is the kernel's and zero, and this part goes to nobody else.
+        unsafe { Arena::new(NonNull::new_unchecked(direct(at)), bytes as usize) }
+    }
+
+    fn slice<T: Default>(&mut self, count: usize) -> &'static mut [T] {
+        let at = direct::<T>(self.take((size_of::<T>() * count) as u64));
+        for i in 0..count {
+            // SAFETY: as in `arena`; the run is 64-aligned and large enough.
+            unsafe { at.add(i).write(T::default()) };
+        }
+        // SAFETY: as above, and now initialised.
+        unsafe { core::slice::from_raw_parts_mut(at, count) }
+    }
+}
+
+impl Kernel {
+    /// Lays the kernel's state out in the pool that the host provides. `cpus` are the CPUs' own
+    /// structures, in order.
+    ///
+    /// # Safety
+    /// The boot information must be true; the pool becomes the kernel's.
+    pub unsafe fn new(boot: &BootInfo) -> Self {
+        let Extent { start, size } = boot.pool;
+        let mut pool = Carver {
+            at: start,
+            end: start + size,
+        };
+        let cpus = boot.cpus as usize;
+        let heads = pool.take(ObjectTable::bytes(boot.memory_size));
+        let state: &'static mut [CpuState] = pool.slice(cpus);
+        let ready = pool.slice(cpus);
+        for (number, cpu) in state.iter_mut().enumerate() {
+            let stats = boot.stats.start + (number * size_of::<CpuStats>()) as u64;
+            // SAFETY: the host gives a block to each CPU; each is used once.
+            cpu.stats = Stats::new(unsafe { &mut *direct::<CpuStats>(stats) });
+        }
+        let unit = (pool.end - pool.at) / 64;
+        Self {
+            threads: pool.arena(unit * Shares::THREADS),
+            spaces: pool.arena(unit * Shares::SPACES),
+            regions: pool.arena(unit * Shares::REGIONS),
+            mappings: pool.arena(unit * Shares::MAPPINGS),
+            ports: pool.arena(unit * Shares::PORTS),
+            psets: pool.arena(unit * Shares::PSETS),
+            mutexes: pool.arena(unit * Shares::MUTEXES),
+            conds: pool.arena(unit * Shares::CONDS),
+            refs: pool.arena(unit * Shares::REFS),
+            // SAFETY: `heads` was carved for this.
+            objects: unsafe { ObjectTable::new(heads, boot.memory_size) },
+            frames: FramePool::new(pool.at.next_multiple_of(PAGE_SIZE), pool.end),
+            stacks: Stacks::new(boot.cpus, boot.stacks),
+            ready,
+            cpus: state,
+            sleepers: Queue::new(),
+            clock: Clock::new(boot.tsc_khz, boot.apic_timer_khz),
+            gate_page: boot.gate_page,
+            page_table: boot.page_table,
+            root: None,
+            next_hash: 1,
+        }
+    }
+
+    /// Makes the root space and its thread, ready to run, as the boot information says.
+    pub fn make_root(&mut self, boot: &BootInfo) {
+        let space = self.create_space(None).expect("pool for the root space");
+        self.root = Some(space);
+        let segments = boot.segments.iter().take(boot.segment_count as usize);
+        for segment in segments {
+            let mut mapping = Mapping::new(0);
+            mapping.start = segment.va;
+            mapping.size = segment.size;
+            mapping.prot = Prot::from_bits_truncate(segment.prot);
+            mapping.source = Source::Physical(segment.start);
+            let id = self
+                .mappings
+                .insert(mapping)
+                .ok()
+                .expect("pool for the root mappings");
+            self.aim_mapping(id, space);
+            if segment.va == ROOT_OBJECTS {
+                let thread = self.create_thread(None).expect("pool for the root thread");
+                self.attach(thread, segment.start);
+                self.attach(space, segment.start + OBJECT_SIZE);
+                let root = &mut self.threads[thread];
+                root.space = Some(space);
+                root.thread_va = ROOT_OBJECTS;
+                root.frame.rip = boot.root_entry;
+                root.frame.rsp = boot.root_stack;
+                self.make_ready(thread);
+            }
+        }
+    }
+
+    /// A hash for an object whose creator gives none.
+    pub fn fresh_hash(&mut self) -> u64 {
+        self.next_hash += 1;
+        self.next_hash
+    }
+
+    /// Puts a new object into its arena, with a hash of its own or the one given.
+    pub fn create<T: Object>(
+        &mut self,
+        hash: Option<u64>,
+        new: fn(u64) -> T,
+    ) -> Result<Id<T>, Status> {
+        let hash = match hash {
+            Some(hash) if hash != 0 => hash,
+            _ => self.fresh_hash(),
+        };
+        T::arena(self)
+            .insert(new(hash))
+            .map_err(|_| Status::NoMemory)
+    }
+
+    /// A stopped thread with all that the execution model needs.
+    pub fn create_thread(&mut self, hash: Option<u64>) -> Result<Id<Thread>, Status> {
+        let id = self.create(hash, Thread::new)?;
+        let (threads, stacks) = (&mut self.threads, &mut self.stacks);
+        if model::prepare(stacks, &mut threads[id]).is_none() {
+            threads.remove(id);
+            return Err(Status::NoMemory);
+        }
+        Ok(id)
+    }
+
+    /// Number of the CPU that runs this.
+    #[inline]
+    pub fn cpu_number(&self) -> u32 {
+        Cpu::current_number()
+    }
+
+    /// State of the CPU that runs this.
+    #[inline]
+    pub fn cpu(&mut self) -> &mut CpuState {
+        let number = Cpu::current_number();
+        &mut self.cpus[number as usize]
+    }
+
+    /// Counters of the CPU that runs this.
+    #[inline]
+    pub fn stats(&mut self) -> &mut Stats {
+        &mut self.cpu().stats
+    }
+
+    /// Objects alive, by type.
+    pub fn census(&self) -> [(Type, u32, u32); 9] {
+        macro_rules! row {
+            ($kind:ident $arena:ident) => {
+                (Type::$kind, self.$arena.live(), self.$arena.capacity())
+            };
+        }
+        [
+            row!(Thread threads),
+            row!(Task spaces),
+            row!(Region regions),
+            row!(Mapping mappings),
+            row!(Port ports),
+            row!(Pset psets),
+            row!(Mutex mutexes),
+            row!(Cond conds),
+            row!(Ref refs),
+        ]
+    }
+}

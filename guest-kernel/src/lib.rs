@@ -1,0 +1,34 @@
+//! The Fluke kernel.
+//!
+//! A re-creation of the kernel of Ford, Hibler, Lepreau, McGrath and Tullmann, *Interface and
+//! Execution Models in the Fluke Kernel*, OSDI '99: one source, several execution models, and an
+//! API whose calls are atomic or divided into atomic stages that are visible in the registers.
+//!
+//! Read in this order: [`boundary`] (how a call is made), [`call`] (what a handler works with),
+//! [`entry`] (the handlers), [`ipc`] (messages), [`mm`] (memory), [`sched`], and last [`model`],
+//! the only part that knows on which stack all this happens.
+//!
+//! Compiled for the host, the crate is a library whose logic is tested there; the bootable image is
+//! `main.rs`.
+#![cfg_attr(not(test), no_std)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod arch;
+pub mod arena;
+pub mod boundary;
+pub mod call;
+pub mod clock;
+pub mod entry;
+pub mod ipc;
+pub mod kernel;
+pub mod mm;
+pub mod model;
+pub mod object;
+pub mod queue;
+pub mod reference;
+pub mod sched;
+pub mod stacks;
+pub mod sync;
+pub mod thread;

@@ -1,0 +1,228 @@
+//! The hierarchy of mappings and regions: who provides the memory behind an address, and what
+//! derives from a range.
+
+use fluke_abi::code::Exception;
+use fluke_abi::ipc::ExceptionMessage;
+use fluke_abi::layout::{ENTRY_MAX, ENTRY_MIN, PAGE_SIZE, VM_MAX, VM_MIN};
+use fluke_abi::state::Prot;
+
+use super::{Mapping, Region, Source, Space, page_table};
+use crate::arena::Id;
+use crate::ipc::Port;
+use crate::kernel::Kernel;
+use crate::object::Object;
+
+/// Mappings on the way from an address to physical memory. Deeper ones are as good as absent, so
+/// that no arrangement of regions and mappings can keep the kernel busy.
+pub const DEPTH_MAX: u32 = 16;
+
+/// Regions that dropping translations looks at before it gives up on precision.
+const VISITS_MAX: u32 = 4096;
+
+/// An access that the hierarchy does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Address in the space of the thread.
+    pub address: u64,
+    /// What was tried.
+    pub access: Prot,
+    /// The exception that this is if nobody remedies it.
+    pub code: Exception,
+    /// Keeper of the region that lacks the memory; `None`: the thread's own exception.
+    pub keeper: Option<Id<Port>>,
+    /// Offset in that region.
+    pub region_offset: u64,
+    /// Hash of that region.
+    pub region_hash: u64,
+}
+
+impl Fault {
+    /// A fault of the thread itself.
+    const fn own(address: u64, access: Prot) -> Self {
+        Self {
+            address,
+            access,
+            code: Exception::PageFault,
+            keeper: None,
+            region_offset: 0,
+            region_hash: 0,
+        }
+    }
+
+    /// What the keeper is told.
+    pub fn message(&self) -> ExceptionMessage {
+        ExceptionMessage {
+            code: self.code as u64,
+            subcode: self.address,
+            access: self.access.bits(),
+            region_offset: self.region_offset,
+            region_hash: self.region_hash,
+            ..ExceptionMessage::default()
+        }
+    }
+}
+
+impl Kernel {
+    /// The physical page behind an address and what may be done with it, as the hierarchy says.
+    fn resolve(
+        &mut self,
+        space: Id<Space>,
+        address: u64,
+        access: Prot,
+    ) -> Result<(u64, Prot), Fault> {
+        let own = Fault::own(address, access);
+        let mut fault = own;
+        let mut prot = Prot::all();
+        let (mut space, mut at) = (space, address);
+        for depth in 0..DEPTH_MAX {
+            let Some(space_now) = self.spaces.get(space) else {
+                return Err(fault);
+            };
+            let Some(id) = space_now.mappings.find(&self.mappings, at) else {
+                return Err(fault);
+            };
+            let Mapping {
+                start,
+                prot: limit,
+                source,
+                ..
+            } = self.mappings[id];
+            // The root program's own permissions are for its own accesses; all memory is its to give.
+            if depth == 0 || !matches!(source, Source::Physical(_)) {
+                prot &= limit;
+            }
+            if !prot.contains(access) {
+                return Err(fault);
+            }
+            let (region_id, offset) = match source {
+                Source::Physical(base) => {
+                    return Ok((base + (at - start) & !(PAGE_SIZE - 1), prot));
+                }
+                Source::Region(region, offset) => (region, offset + (at - start)),
+                Source::None => return Err(fault),
+            };
+            let Some(region) = self.regions.get_mut(region_id) else {
+                return Err(fault);
+            };
+            fault = Fault {
+                keeper: region.keeper,
+                region_offset: offset,
+                region_hash: region.header().hash,
+                ..own
+            };
+            prot &= region.prot;
+            match region.space {
+                Some(next) if offset < region.size && prot.contains(access) => {
+                    (space, at) = (next, region.start + offset);
+                }
+                _ => return Err(fault),
+            }
+        }
+        Err(fault)
+    }
+
+    /// A soft fault: fills the page table from the hierarchy. An error is a hard fault.
+    pub fn fill(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<u64, Fault> {
+        let (page, prot) = self.resolve(space, address, access)?;
+        let table = self.spaces[space].page_table;
+        let mapped = page_table::map(&mut self.frames, table, address, page, prot);
+        if mapped.is_none() {
+            return Err(Fault {
+                code: Exception::NoMemory,
+                ..Fault::own(address, access)
+            });
+        }
+        self.stats().count(|stats| &mut stats.soft_faults);
+        Ok(page | address % PAGE_SIZE)
+    }
+
+    /// The physical address behind an address of a space, if anything can read there.
+    pub fn peek(&mut self, space: Id<Space>, address: u64) -> Option<u64> {
+        let (page, _) = self.resolve(space, address, Prot::READ).ok()?;
+        Some(page | address % PAGE_SIZE)
+    }
+
+    /// Drops every translation that derives from a range of a space: in the space, and wherever
+    /// its regions carried it.
+    pub fn invalidate(&mut self, space: Id<Space>, start: u64, end: u64) {
+        let mut left = VISITS_MAX;
+        self.invalidate_from(space, start, end, DEPTH_MAX, &mut left);
+        self.flush_all_if(left == 0);
+    }
+
+    /// Drops every translation that derives from a region.
+    pub fn flush_region(&mut self, region: Id<Region>) {
+        let size = self.regions[region].size;
+        let mut left = VISITS_MAX;
+        self.flush_range(region, 0, size, DEPTH_MAX, &mut left);
+        self.flush_all_if(left == 0);
+    }
+
+    /// Drops all translations of all spaces, except the gate page: always right, as page tables are
+    /// only a cache, and bounded, whatever the hierarchy looks like.
+    fn flush_all_if(&mut self, needed: bool) {
+        for index in 0..if needed { self.spaces.capacity() } else { 0 } {
+            if let Some(space) = self.spaces.id_at(index) {
+                let table = self.spaces[space].page_table;
+                page_table::unmap(table, VM_MIN, ENTRY_MIN);
+                page_table::unmap(table, ENTRY_MAX, VM_MAX);
+                self.shoot_down(space);
+            }
+        }
+    }
+
+    fn invalidate_from(
+        &mut self,
+        space: Id<Space>,
+        start: u64,
+        end: u64,
+        depth: u32,
+        left: &mut u32,
+    ) {
+        if page_table::unmap(self.spaces[space].page_table, start, end) {
+            self.shoot_down(space);
+        }
+        let mut next = self.spaces[space].regions.first();
+        while let Some(id) = next {
+            let region = &self.regions[id];
+            let (from, to) = (start.max(region.start), end.min(region.start + region.size));
+            if from < to {
+                self.flush_range(id, from - region.start, to - region.start, depth, left);
+            }
+            next = self.spaces[space].regions.after(&mut self.regions, id);
+        }
+    }
+
+    /// Drops every translation that derives from a range of a region, given by offsets.
+    fn flush_range(
+        &mut self,
+        region: Id<Region>,
+        start: u64,
+        end: u64,
+        depth: u32,
+        left: &mut u32,
+    ) {
+        *left = left.saturating_sub(1);
+        if depth == 0 || *left == 0 {
+            return;
+        }
+        let mut next = self.regions[region].mappings.first();
+        while let Some(id) = next {
+            let mapping = &self.mappings[id];
+            if let (Source::Region(_, offset), Some(space)) = (mapping.source, mapping.space) {
+                let (from, to) = (start.max(offset), end.min(offset + mapping.size));
+                if from < to {
+                    let base = mapping.start;
+                    self.invalidate_from(
+                        space,
+                        base + from - offset,
+                        base + to - offset,
+                        depth - 1,
+                        left,
+                    );
+                }
+            }
+            next = self.regions[region].mappings.after(&mut self.mappings, id);
+        }
+    }
+}

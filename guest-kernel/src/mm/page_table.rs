@@ -1,0 +1,163 @@
+//! Four-level page tables (SDM vol. 3, 4.5), with 4 KiB pages in the user half.
+
+use fluke_abi::layout::PAGE_SIZE;
+use fluke_abi::state::Prot;
+
+use super::FramePool;
+use crate::arch::memory::{read_word, write_word};
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const USER: u64 = 4;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ENTRIES: u64 = 512;
+/// Entries of the top table that belong to the space; the others are the kernel's.
+const USER_ENTRIES: u64 = ENTRIES / 2;
+
+/// Bytes that an entry of a table at `level` covers; level 1 is the lowest.
+const fn span(level: u32) -> u64 {
+    PAGE_SIZE << (9 * (level - 1))
+}
+
+const fn index(address: u64, level: u32) -> u64 {
+    address / span(level) % ENTRIES
+}
+
+/// Permissions of a present entry.
+const fn prot_of(entry: u64) -> Prot {
+    let mut bits = Prot::READ.bits();
+    if entry & WRITABLE != 0 {
+        bits |= Prot::WRITE.bits();
+    }
+    if entry & NO_EXECUTE == 0 {
+        bits |= Prot::EXECUTE.bits();
+    }
+    Prot::from_bits_truncate(bits)
+}
+
+/// A page table with an empty user half; the kernel's half as in `template`.
+pub fn create(pool: &mut FramePool, template: u64) -> Option<u64> {
+    let root = pool.allocate()?;
+    // Only these three are in use: direct map, stacks, image (fluke_abi::layout).
+    for at in [256, 510, 511] {
+        write_word(root + at * 8, read_word(template + at * 8));
+    }
+    Some(root)
+}
+
+/// Physical address of a byte, if it is mapped with at least the permissions `access`.
+#[inline]
+pub fn lookup(root: u64, address: u64, access: Prot) -> Option<u64> {
+    let mut table = root;
+    let mut level = 4;
+    loop {
+        let entry = read_word(table + index(address, level) * 8);
+        if entry & PRESENT == 0 {
+            return None;
+        }
+        if level == 1 {
+            let page = entry & ADDRESS;
+            return prot_of(entry)
+                .contains(access)
+                .then_some(page | address % PAGE_SIZE);
+        }
+        table = entry & ADDRESS;
+        level -= 1;
+    }
+}
+
+/// Maps a page. Fails if the pool has no page for a table.
+pub fn map(pool: &mut FramePool, root: u64, address: u64, page: u64, prot: Prot) -> Option<()> {
+    let mut table = root;
+    for level in [4, 3, 2] {
+        let at = table + index(address, level) * 8;
+        let mut entry = read_word(at);
+        if entry & PRESENT == 0 {
+            entry = pool.allocate()? | PRESENT | WRITABLE | USER;
+            write_word(at, entry);
+        }
+        table = entry & ADDRESS;
+    }
+    let writable = if prot.contains(Prot::WRITE) {
+        WRITABLE
+    } else {
+        0
+    };
+    let no_execute = if prot.contains(Prot::EXECUTE) {
+        0
+    } else {
+        NO_EXECUTE
+    };
+    write_word(
+        table + index(address, 1) * 8,
+        page | PRESENT | USER | writable | no_execute,
+    );
+    Some(())
+}
+
+/// Unmaps all pages from `start` to `end`; says whether there were any.
+pub fn unmap(root: u64, start: u64, end: u64) -> bool {
+    unmap_level(root, 4, start, end)
+}
+
+fn unmap_level(table: u64, level: u32, start: u64, end: u64) -> bool {
+    let mut any = false;
+    let mut address = start;
+    while address < end {
+        let next = (address / span(level) + 1) * span(level);
+        let at = table + index(address, level) * 8;
+        let entry = read_word(at);
+        if entry & PRESENT != 0 {
+            if level == 1 {
+                write_word(at, 0);
+                any = true;
+            } else {
+                any |= unmap_level(entry & ADDRESS, level - 1, address, end.min(next));
+            }
+        }
+        address = next;
+    }
+    any
+}
+
+/// Frees all tables of the user half. The top table stays.
+pub fn clear(pool: &mut FramePool, root: u64) {
+    clear_level(pool, root, 4, USER_ENTRIES);
+}
+
+fn clear_level(pool: &mut FramePool, table: u64, level: u32, entries: u64) {
+    for at in (0..entries).map(|i| table + i * 8) {
+        let entry = read_word(at);
+        if entry & PRESENT != 0 {
+            if level > 2 {
+                clear_level(pool, entry & ADDRESS, level - 1, ENTRIES);
+            }
+            pool.free(entry & ADDRESS);
+            write_word(at, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_those_given_and_unmapped_pages_are_gone() {
+        let mut pool = FramePool::new(PAGE_SIZE, 64 * PAGE_SIZE);
+        let template = pool.allocate().unwrap();
+        let root = create(&mut pool, template).unwrap();
+        let tables = pool.live();
+        let address = 0x7fff_0000_3000;
+        map(&mut pool, root, address, 0x5000, Prot::READ | Prot::WRITE).unwrap();
+        assert_eq!(lookup(root, address + 5, Prot::WRITE), Some(0x5005));
+        assert_eq!(lookup(root, address, Prot::EXECUTE), None);
+        assert_eq!(lookup(root, address + PAGE_SIZE, Prot::READ), None);
+        assert!(unmap(root, 0, 1 << 47));
+        assert!(!unmap(root, 0, 1 << 47));
+        assert_eq!(lookup(root, address, Prot::READ), None);
+        clear(&mut pool, root);
+        assert_eq!(pool.live(), tables);
+    }
+}

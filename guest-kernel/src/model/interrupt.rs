@@ -1,0 +1,50 @@
+//! The interrupt model: one stack for each CPU. A thread that waits has nothing but its registers.
+
+use crate::arch::entry::on_cpu_stack;
+use crate::boundary;
+use crate::call::{Call, Stop};
+use crate::stacks::Stacks;
+use crate::thread::{Thread, Wait};
+
+/// Name of the model.
+pub const NAME: &str = "interrupt";
+/// Threads need no kernel stacks.
+pub const STACK_PER_THREAD: bool = false;
+
+/// What a thread keeps of the kernel: nothing.
+#[derive(Default)]
+pub struct Stack;
+
+/// Readies a new thread. Always possible.
+pub fn prepare(_: &mut Stacks, _: &mut Thread) -> Option<()> {
+    Some(())
+}
+
+/// Takes back what `prepare` gave.
+pub fn release(_: &mut Stacks, _: &mut Thread) {}
+
+/// Forgets what a waiting thread was doing in the kernel.
+pub fn abandon(_: &mut Thread) {}
+
+/// Top of the stack for a thread that traps: that of the CPU, on which we already are.
+pub fn entry_stack(_: &Thread, cpu_stack: u64) -> u64 {
+    cpu_stack
+}
+
+/// Puts the current thread to sleep: unwind, and make the call again when it is woken.
+#[inline]
+pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
+    call.sleep(wait);
+    Err(Stop::Restart)
+}
+
+/// The current thread cannot run on: the next one gets an empty stack.
+pub fn park(_: &mut Call) {
+    // SAFETY: nothing on the stack is of use any more.
+    unsafe { on_cpu_stack(boundary::schedule) }
+}
+
+/// Runs a thread that was chosen to run.
+pub fn resume(_: &mut Call) -> ! {
+    boundary::run()
+}

@@ -1,0 +1,488 @@
+//! Threads: user-visible state, what a thread waits for, and how it is stopped.
+
+use fluke_abi::boot::{USER_CS, USER_SS};
+use fluke_abi::code::{Exception, Status};
+use fluke_abi::entry::Entry;
+use fluke_abi::ipc::{CallWord, ExceptionMessage};
+use fluke_abi::layout::GATE_DONE;
+use fluke_abi::object::Type;
+use fluke_abi::state::{Handlers, PRIORITY_DEFAULT, SavedState, ThreadFlags};
+
+use crate::arch::cpu::Frame;
+use crate::arch::fpu::Fpu;
+use crate::arena::{Arena, Id};
+use crate::ipc::{Port, Pset};
+use crate::kernel::Kernel;
+use crate::mm::Space;
+use crate::model;
+use crate::object::{Header, Link, Object};
+use crate::queue::{Linked, Links, Queue};
+use crate::sync::{Cond, Mutex};
+
+/// Role in a reliable connection. A thread can have one connection in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that connected.
+    Client = 0,
+    /// The one that accepted.
+    Server = 1,
+}
+
+impl Side {
+    /// The partner's role.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// One end of a reliable connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// The thread at the other end. A dead one was destroyed after its state was exported; the
+    /// connection waits for the thread that is made from that state.
+    pub partner: Id<Thread>,
+    /// Whether this end is the sender.
+    pub sender: bool,
+}
+
+/// What a thread sleeps on. Its registers say the same to the user: they name the call to restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A mutex to come free.
+    Mutex(Id<Mutex>),
+    /// A condition variable to be signalled.
+    Cond(Id<Cond>),
+    /// A server thread to take the thread's message from a port.
+    Port(Id<Port>),
+    /// A message on a port set.
+    Pset(Id<Pset>),
+    /// The reply to an idempotent message that a server thread has taken.
+    Reply(Id<Thread>),
+    /// The partner to receive.
+    Send(Side),
+    /// The partner to send.
+    Receive(Side),
+    /// The partner to acknowledge the reversal.
+    Over(Side),
+    /// The partner to turn the connection over.
+    Ack(Side),
+    /// The clock.
+    Sleep(u64),
+    /// A running thread to leave its CPU, so that its state can be taken.
+    Stop(Id<Thread>),
+    /// Nothing: an exception that nobody handles.
+    Forever,
+}
+
+/// Whether and where a thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Not until `set_state` says so.
+    Stopped,
+    /// In the run queue of that CPU.
+    Ready(u32),
+    /// On that CPU.
+    Running(u32),
+    /// Asleep.
+    Waiting(Wait),
+}
+
+/// A thread.
+#[repr(C)]
+pub struct Thread {
+    /// User registers; first, because traps push onto the end of it.
+    pub frame: Frame,
+    /// User x87 and SSE registers, while no CPU has them.
+    pub fpu: Fpu,
+    /// What the execution model keeps of a thread that sleeps in the kernel.
+    pub kernel_stack: model::Stack,
+    header: Header,
+    links: Links<Thread>,
+    /// Whether and where it runs.
+    pub run: Run,
+    /// The registers name a call that the kernel has begun to make.
+    pub in_call: bool,
+    /// Somebody waits for the thread to stop.
+    pub stop_requested: bool,
+    /// Threads that wait for it to stop.
+    pub stoppers: Queue<Thread>,
+    /// CPU it ran on last.
+    pub last_cpu: u32,
+    /// 0 to 31; the highest runs.
+    pub priority: u8,
+    /// Address space.
+    pub space: Option<Id<Space>>,
+    /// Scheduler port; kept for the user, the kernel schedules by priority.
+    pub scheduler: Option<Id<Port>>,
+    /// Address of the thread object in its own space.
+    pub thread_va: u64,
+    /// Identifier given to it by its scheduler.
+    pub sched_val: u64,
+    /// Port set it serves, by address.
+    pub server_pset: u64,
+    /// Reliable connections, by [`Side`].
+    pub connections: [Option<Connection>; 2],
+    /// The end of the connection was exported, by [`Side`]: destroying the thread leaves it to
+    /// the thread that is made from the state.
+    pub exported: [bool; 2],
+    /// Client of the idempotent call that it serves.
+    pub idempotent_client: Option<Id<Thread>>,
+    /// Taken out of this port set's queue to fetch a message, and has not yet looked.
+    pub notified: Option<Id<Pset>>,
+    /// Exception on its way to a keeper.
+    pub exception: Option<ExceptionMessage>,
+    /// Handler addresses.
+    pub handlers: Handlers,
+    /// Registers saved at the last exception.
+    pub saved: SavedState,
+    /// Handlers are enabled.
+    pub exceptions_enabled: bool,
+    /// Asynchronous exceptions held back.
+    pub pending: ThreadFlags,
+}
+
+const _: () = assert!(core::mem::offset_of!(Thread, frame) == 0);
+
+impl Object for Thread {
+    const TYPE: Type = Type::Thread;
+
+    fn header(&mut self) -> &mut Header {
+        &mut self.header
+    }
+
+    fn arena(kernel: &mut Kernel) -> &mut Arena<Self> {
+        &mut kernel.threads
+    }
+}
+
+impl Linked for Thread {
+    fn links(&mut self) -> &mut Links<Self> {
+        &mut self.links
+    }
+}
+
+impl Thread {
+    /// A stopped thread.
+    pub fn new(hash: u64) -> Self {
+        Self {
+            frame: Frame {
+                cs: USER_CS.into(),
+                ss: USER_SS.into(),
+                rflags: user_flags(0),
+                ..Frame::default()
+            },
+            fpu: Fpu::INITIAL,
+            kernel_stack: model::Stack::default(),
+            header: Header::new(hash),
+            links: Links::new(),
+            run: Run::Stopped,
+            in_call: false,
+            stop_requested: false,
+            stoppers: Queue::new(),
+            last_cpu: 0,
+            priority: PRIORITY_DEFAULT as u8,
+            space: None,
+            scheduler: None,
+            thread_va: 0,
+            sched_val: 0,
+            server_pset: 0,
+            connections: [None; 2],
+            exported: [false; 2],
+            idempotent_client: None,
+            notified: None,
+            exception: None,
+            handlers: Handlers::default(),
+            saved: SavedState::default(),
+            exceptions_enabled: false,
+            pending: ThreadFlags::empty(),
+        }
+    }
+
+    /// The call word: which call, and how many table entries are left.
+    #[inline]
+    pub const fn word(&self) -> CallWord {
+        CallWord(self.frame.rax)
+    }
+
+    /// The entry point that the thread is about to call, or is in.
+    #[inline]
+    pub fn entry(&self) -> Option<Entry> {
+        Entry::from_number(self.word().number())
+    }
+
+    /// Fluke's `set_pc`: what is left of the call is the call of another entry point.
+    #[inline]
+    pub fn become_entry(&mut self, entry: Entry) {
+        self.frame.rax = self.word().with_number(entry as u16).0;
+    }
+
+    /// The call is done, with a value for the user.
+    #[inline]
+    pub fn complete(&mut self, value: u64) {
+        self.frame.rax = value;
+        self.frame.rip = GATE_DONE;
+        self.in_call = false;
+    }
+
+    /// The message transfer is done. The counts of what is left stay in the word.
+    #[inline]
+    pub fn complete_transfer(&mut self, status: Status) {
+        self.complete(self.word().with_number(status as u16).0);
+    }
+
+    /// What it waits for.
+    pub const fn wait(&self) -> Option<Wait> {
+        match self.run {
+            Run::Waiting(wait) => Some(wait),
+            _ => None,
+        }
+    }
+
+    /// Its end of the connection in the role `side`.
+    #[inline]
+    pub const fn connection(&self, side: Side) -> Option<Connection> {
+        self.connections[side as usize]
+    }
+
+    /// Enters a handler, with the registers that the handler may use saved.
+    fn enter_handler(&mut self, handler: u64, code: Exception, subcode: u64) {
+        let frame = &mut self.frame;
+        self.saved = SavedState {
+            rax: frame.rax,
+            rcx: frame.rcx,
+            rdx: frame.rdx,
+            rip: frame.rip,
+            rflags: frame.rflags,
+        };
+        frame.rax = self.thread_va;
+        frame.rdx = code as u64;
+        frame.rcx = subcode;
+        frame.rip = handler;
+        self.exceptions_enabled = false;
+        self.in_call = false;
+    }
+}
+
+/// User-settable flags: arithmetic, DF, TF, AC, ID; IF and the reserved bit are always set.
+const RFLAGS_USER: u64 = 0x24_0dd5;
+const RFLAGS_FIXED: u64 = 0x202;
+
+/// Flags as a user may have them.
+pub const fn user_flags(flags: u64) -> u64 {
+    flags & RFLAGS_USER | RFLAGS_FIXED
+}
+
+/// Highest instruction or stack pointer the kernel returns to: beyond, `iretq` would fault.
+pub const fn user_address(address: u64) -> bool {
+    address < 1 << 47
+}
+
+impl Kernel {
+    /// Raises a synchronous exception: to the thread's handler, else to the keeper of its space,
+    /// else the thread sleeps for ever (fluke-api 3.1). The thread is running or asleep in a call.
+    pub fn raise(&mut self, id: Id<Thread>, code: Exception, subcode: u64) {
+        let thread = &mut self.threads[id];
+        if thread.exceptions_enabled && thread.handlers.trap != 0 {
+            let handler = thread.handlers.trap;
+            self.interrupt_wait(id);
+            self.threads[id].enter_handler(handler, code, subcode);
+            self.make_ready(id);
+            return;
+        }
+        let keeper = thread
+            .space
+            .and_then(|space| self.spaces.get(space)?.keeper);
+        self.send_exception(
+            id,
+            keeper,
+            ExceptionMessage {
+                code: code as u64,
+                subcode,
+                ..ExceptionMessage::default()
+            },
+        );
+    }
+
+    /// Makes a thread wait for a keeper to deal with an exception.
+    pub fn send_exception(
+        &mut self,
+        id: Id<Thread>,
+        keeper: Option<Id<Port>>,
+        message: ExceptionMessage,
+    ) {
+        self.interrupt_wait(id);
+        let thread = &mut self.threads[id];
+        let keeper = keeper.filter(|&port| self.ports.get(port).is_some());
+        thread.exception = keeper.is_some().then_some(ExceptionMessage {
+            magic: fluke_abi::ipc::EXCEPTION_MAGIC,
+            thread_hash: thread.header.hash,
+            rip: thread.frame.rip,
+            ..message
+        });
+        match keeper {
+            Some(port) => {
+                self.sleep(id, Wait::Port(port));
+                self.wake_server(port);
+            }
+            None => self.sleep(id, Wait::Forever),
+        }
+    }
+
+    /// Posts an asynchronous exception. `pending` is the flag that holds it back.
+    pub fn post(&mut self, id: Id<Thread>, pending: ThreadFlags) {
+        self.threads[id].pending |= pending;
+        self.deliver_pending(id);
+    }
+
+    /// Lets a thread take the asynchronous exceptions held back, if it can: it must not be on a
+    /// CPU in user mode, or must be the caller.
+    pub fn deliver_pending(&mut self, id: Id<Thread>) {
+        let here = self.cpu_number();
+        let thread = &mut self.threads[id];
+        if thread.pending.is_empty() || !thread.exceptions_enabled || thread.run == Run::Stopped {
+            return;
+        }
+        if let Run::Running(cpu) = thread.run
+            && cpu != here
+        {
+            // It delivers to itself on its way out of the kernel.
+            self.kick(cpu);
+            return;
+        }
+        let choices = [
+            (
+                ThreadFlags::INTERRUPT_PENDING,
+                Exception::Interrupt,
+                thread.handlers.interrupt,
+            ),
+            (
+                ThreadFlags::CLIENT_ALERT_PENDING,
+                Exception::ClientAlert,
+                thread.handlers.client_alert,
+            ),
+            (
+                ThreadFlags::SERVER_ALERT_PENDING,
+                Exception::ServerAlert,
+                thread.handlers.server_alert,
+            ),
+        ];
+        let Some((flag, code, handler)) = choices
+            .into_iter()
+            .find(|(flag, ..)| thread.pending.contains(*flag))
+        else {
+            return;
+        };
+        thread.pending.remove(flag);
+        if handler == 0 {
+            return;
+        }
+        self.interrupt_wait(id);
+        self.threads[id].enter_handler(handler, code, 0);
+        self.make_ready(id);
+    }
+
+    /// Takes a thread out of whatever it waits for, at a stage boundary: its registers already
+    /// name the call that does the rest. It is then in no queue; the caller says what comes next.
+    pub fn interrupt_wait(&mut self, id: Id<Thread>) {
+        let thread = &mut self.threads[id];
+        thread.exception = None;
+        match thread.run {
+            Run::Waiting(wait) => {
+                self.unqueue(id, wait);
+                model::abandon(&mut self.threads[id]);
+            }
+            Run::Ready(cpu) => {
+                let priority = thread.priority;
+                self.ready[cpu as usize].remove(&mut self.threads, id, priority);
+                model::abandon(&mut self.threads[id]);
+            }
+            Run::Stopped | Run::Running(_) => {}
+        }
+        if let Some(pset) = self.threads[id].notified.take() {
+            self.notify_pset(pset);
+        }
+        if !matches!(self.threads[id].run, Run::Running(_)) {
+            self.threads[id].run = Run::Stopped;
+        }
+    }
+
+    /// Stops a thread if it is not on another CPU. Otherwise asks that CPU to, and says `false`.
+    pub fn stop(&mut self, id: Id<Thread>) -> bool {
+        if let Run::Running(cpu) = self.threads[id].run {
+            self.threads[id].stop_requested = true;
+            self.kick(cpu);
+            return false;
+        }
+        self.interrupt_wait(id);
+        true
+    }
+
+    /// A thread that was asked to stop has left its CPU.
+    pub fn stopped(&mut self, id: Id<Thread>) {
+        self.threads[id].stop_requested = false;
+        while let Some(stopper) = self.threads[id].stoppers.first() {
+            self.wake(stopper);
+        }
+    }
+
+    /// Links for export: partner of the connection in the role `side`.
+    pub fn partner_link(&self, id: Id<Thread>, side: Side) -> Link {
+        self.threads[id]
+            .connection(side)
+            .map_or(Link::Null, |c| Link::Thread(c.partner))
+    }
+
+    /// Sets the partner in the role `side`, as far as that is consistent with what the partner
+    /// has: it takes a partner that has no connection, one that waits for a thread to be made
+    /// again, and one that already points here.
+    pub fn set_partner(
+        &mut self,
+        id: Id<Thread>,
+        side: Side,
+        partner: Option<Id<Thread>>,
+        sender: bool,
+    ) {
+        self.threads[id].exported[side as usize] = false;
+        let Some(partner) = partner.filter(|&p| self.threads.get(p).is_some() && p != id) else {
+            self.disconnect(id, side);
+            self.threads[id].connections[side as usize] = None;
+            return;
+        };
+        let theirs = self.threads[partner].connections[side.other() as usize];
+        let free = theirs.is_none_or(|c| c.partner == id || self.threads.get(c.partner).is_none());
+        if self.threads[id]
+            .connection(side)
+            .is_some_and(|c| c.partner != partner)
+        {
+            self.disconnect(id, side);
+        }
+        self.threads[id].connections[side as usize] =
+            free.then_some(Connection { partner, sender });
+        if let Some(connection) = theirs.filter(|_| free) {
+            self.threads[partner].connections[side.other() as usize] = Some(Connection {
+                partner: id,
+                ..connection
+            });
+        }
+    }
+
+    /// Unmakes a stopped thread.
+    pub fn destroy_thread(&mut self, id: Id<Thread>) {
+        for side in [Side::Client, Side::Server] {
+            if !self.threads[id].exported[side as usize] {
+                self.disconnect(id, side);
+            }
+        }
+        self.abandon_client(id);
+        self.stopped(id);
+        self.detach(id);
+        self.forget_fpu(id);
+        let mut thread = self.threads.remove(id);
+        if let Some(thread) = &mut thread {
+            model::release(&mut self.stacks, thread);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The protocol of the port behind [`crate::startup::Startup::parent`].
+//!
+//! Requests are idempotent calls or reliable RPCs whose first word says what is wanted. The port
+//! is also the keeper of the program's space, so the kernel's exception messages arrive there too;
+//! they start with [`fluke_abi::ipc::EXCEPTION_MAGIC`].
+
+use crate::{rpc, startup, sys};
+
+/// `[EXIT, status]`: the program has ended. Never answered.
+pub const EXIT: u64 = 1;
+/// `[REGISTER, name]` and one reference to a port: reach me there. A reliable RPC.
+pub const REGISTER: u64 = 2;
+
+/// Exit status of a program that ended by a panic.
+pub const STATUS_PANIC: u64 = 101;
+/// Exit status when memory has run out.
+pub const STATUS_NO_MEMORY: u64 = 125;
+/// Exit status when a thread of the program raised an exception that nobody handles.
+pub const STATUS_EXCEPTION: u64 = 126;
+
+/// Ends the program. The root program's end is the machine's.
+pub fn exit(status: u64) -> ! {
+    if let Some(startup) = startup::try_startup() {
+        if startup.is_root == 1 {
+            // SAFETY: the call has no pointers.
+            unsafe { sys::machine_exit(status) };
+        } else {
+            let _ = rpc::call(&startup.parent, &[EXIT, status], &mut [0; 2]);
+        }
+    }
+    crate::thread::sleep_forever()
+}

@@ -1,0 +1,433 @@
+//! Child spaces, made of the program's own memory.
+//!
+//! There is no call to allocate memory. A program hands memory on by exporting ranges of its own
+//! space ([`Export`]) and mapping parts of them into others, so every child hangs below its parent
+//! in the hierarchy that the kernel walks to resolve a page fault.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use fluke_abi::boot::MODULE_NAME_BYTES;
+use fluke_abi::code::Status;
+use fluke_abi::layout::PAGE_SIZE;
+use fluke_abi::state::Prot;
+
+use crate::elf::Program;
+use crate::heap;
+use crate::object::{Mapping, Ref, Region, Target, Task, Thread};
+use crate::startup::{self, File, Startup};
+
+/// Reading and writing.
+pub const READ_WRITE: Prot = Prot::READ.union(Prot::WRITE);
+/// Reading and executing.
+pub const READ_EXECUTE: Prot = Prot::READ.union(Prot::EXECUTE);
+
+/// Why a child could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The kernel's pool is empty, or the program's own memory is.
+    NoMemory,
+    /// The program image cannot be loaded.
+    BadImage(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => write!(f, "out of memory"),
+            Self::BadImage(why) => write!(f, "bad program image: {why}"),
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(_: Status) -> Self {
+        // The only error of the `create` calls, which are all that this module makes.
+        Self::NoMemory
+    }
+}
+
+/// A range of the program's own space, ready to be mapped elsewhere.
+#[derive(Debug)]
+pub struct Export {
+    region: Region,
+    reference: Ref,
+    start: u64,
+    size: u64,
+}
+
+impl Export {
+    /// Exports `size` bytes from `start`, whole pages, for good. Faults on memory that is not
+    /// there go to the port behind `keeper`.
+    pub fn alloc(
+        start: u64,
+        size: u64,
+        prot: Prot,
+        keeper: Option<&Ref>,
+    ) -> Result<&'static Self, Status> {
+        let size = size.next_multiple_of(PAGE_SIZE);
+        let export: &'static Self = Box::leak(Box::new(Self {
+            region: Region::new(),
+            reference: Ref::new(),
+            start,
+            size,
+        }));
+        export.region.create()?;
+        export.reference.create()?;
+        export
+            .region
+            .set(start, size, prot, &startup::startup().space, keeper);
+        export.region.point(&export.reference);
+        Ok(export)
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// A link to the region: the right to map its memory.
+    pub fn reference(&self) -> &Ref {
+        &self.reference
+    }
+
+    /// Maps `size` bytes from the program's own address `from` at `at` of the space behind
+    /// `space`, for good.
+    pub fn map(
+        &self,
+        from: u64,
+        size: u64,
+        prot: Prot,
+        space: &Ref,
+        at: u64,
+    ) -> Result<&'static Mapping, Status> {
+        let mapping = Mapping::alloc()?;
+        self.map_with(mapping, from, size, prot, space, at);
+        Ok(mapping)
+    }
+
+    /// As [`map`](Self::map), through a mapping that exists already.
+    pub fn map_with(
+        &self,
+        mapping: &Mapping,
+        from: u64,
+        size: u64,
+        prot: Prot,
+        space: &Ref,
+        at: u64,
+    ) {
+        let size = size.next_multiple_of(PAGE_SIZE);
+        assert!(
+            self.start <= from && from + size <= self.start + self.size,
+            "{size:#x} bytes at {from:#x} are not exported"
+        );
+        mapping.set(&self.reference, from - self.start, size, prot, space, at);
+    }
+}
+
+fn once(
+    slot: &AtomicPtr<Export>,
+    make: impl FnOnce() -> Result<&'static Export, Status>,
+) -> Result<&'static Export, Status> {
+    // SAFETY: the slot holds null or a leaked export.
+    if let Some(export) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
+        return Ok(export);
+    }
+    // Two threads at once would make two exports of the same range, which is harmless.
+    let export = make()?;
+    slot.store(core::ptr::from_ref(export).cast_mut(), Ordering::Release);
+    Ok(export)
+}
+
+/// The program's own heap, exported.
+pub fn own_heap() -> Result<&'static Export, Status> {
+    static SLOT: AtomicPtr<Export> = AtomicPtr::new(core::ptr::null_mut());
+    once(&SLOT, || {
+        let startup = startup::startup();
+        Export::alloc(startup.heap_start, startup.heap_size, READ_WRITE, None)
+    })
+}
+
+/// The program's own ELF image, exported.
+pub fn own_image() -> Result<&'static Export, Status> {
+    static SLOT: AtomicPtr<Export> = AtomicPtr::new(core::ptr::null_mut());
+    once(&SLOT, || {
+        let startup = startup::startup();
+        Export::alloc(startup.image_start, startup.image_size, READ_EXECUTE, None)
+    })
+}
+
+/// A child's heap.
+#[derive(Clone, Copy, Debug)]
+pub enum ChildHeap<'a> {
+    /// So many bytes of the parent's heap.
+    Own(u64),
+    /// A range that its keeper fills in when it is used.
+    Window {
+        /// The range, all of it exported.
+        export: &'a Export,
+        /// Its start in the parent's space.
+        start: u64,
+        /// Its bytes.
+        size: u64,
+    },
+}
+
+/// A file for a child.
+#[derive(Clone, Copy, Debug)]
+pub struct ChildFile<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Address in the parent's space, page-aligned.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The memory it lies in.
+    pub export: &'a Export,
+}
+
+/// What to make a child of.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec<'a> {
+    /// The program: an ELF file in the parent's space, on pages of its own.
+    pub image: &'a [u8],
+    /// The memory that `image` lies in, executable.
+    pub image_export: &'a Export,
+    /// Name and arguments, each ended by a NUL.
+    pub args: &'a [u8],
+    /// Files.
+    pub files: &'a [ChildFile<'a>],
+    /// Heap.
+    pub heap: ChildHeap<'a>,
+    /// The port that serves the child as parent and keeper.
+    pub parent: &'a Ref,
+}
+
+impl<'a> Spec<'a> {
+    /// Another copy of the running program.
+    pub fn own_program(args: &'a [u8], parent: &'a Ref) -> Result<Self, Status> {
+        Ok(Self {
+            image: startup::image(),
+            image_export: own_image()?,
+            args,
+            files: &[],
+            heap: ChildHeap::Own(1 << 20),
+            parent,
+        })
+    }
+}
+
+/// A child space with its first thread.
+#[derive(Debug)]
+pub struct Child {
+    task: &'static Task,
+    space: &'static Ref,
+    startup: &'static Startup,
+    entry: u64,
+    mappings: Vec<&'static Mapping>,
+    memory: Vec<(u64, u64)>,
+}
+
+impl Child {
+    /// Makes a space and fills it, without starting it.
+    pub fn new(spec: &Spec<'_>) -> Result<Self, Error> {
+        let program = Program::parse(spec.image).map_err(Error::BadImage)?;
+        let task = Task::alloc()?;
+        task.set_keeper(spec.parent);
+        let page = heap::pages(PAGE_SIZE).ok_or(Error::NoMemory)?;
+        let mut block = Startup::empty();
+        describe(&mut block, spec)?;
+        // SAFETY: the page is ours, and large enough; from here on it is only read, or an
+        // object's memory.
+        let startup = unsafe {
+            let place = page as *mut Startup;
+            place.write(block);
+            &*place
+        };
+        let mut child = Self {
+            task,
+            space: Ref::to(task)?,
+            startup,
+            entry: program.entry,
+            mappings: Vec::new(),
+            memory: Vec::new(),
+        };
+        startup.thread.create()?;
+        startup.space.create()?;
+        startup.parent.create()?;
+        startup.space.copy_from(child.space);
+        startup.parent.copy_from(spec.parent);
+
+        let own = own_heap()?;
+        child.memory.push((page, PAGE_SIZE));
+        child.map(own, page, PAGE_SIZE, READ_WRITE, startup::STARTUP)?;
+        child.load(&program, spec)?;
+        let stack_base = startup::STACK_TOP - startup::STACK_BYTES;
+        child.give(startup::STACK_BYTES, stack_base)?;
+        match spec.heap {
+            ChildHeap::Own(size) => {
+                child.give(size, startup::HEAP)?;
+            }
+            ChildHeap::Window {
+                export,
+                start,
+                size,
+            } => {
+                child.map(export, start, size, READ_WRITE, startup::HEAP)?;
+            }
+        }
+        child.map(
+            spec.image_export,
+            spec.image.as_ptr() as u64,
+            spec.image.len() as u64,
+            READ_EXECUTE,
+            startup::IMAGE,
+        )?;
+        for (file, placed) in spec.files.iter().zip(&startup.files) {
+            if file.size > 0 {
+                child.map(
+                    file.export,
+                    file.address,
+                    file.size,
+                    Prot::READ,
+                    placed.address,
+                )?;
+            }
+        }
+        Ok(child)
+    }
+
+    /// Maps what is read-only from the image itself, and copies the rest into fresh memory.
+    fn load(&mut self, program: &Program<'_>, spec: &Spec<'_>) -> Result<(), Error> {
+        for segment in program.segments() {
+            let segment = segment.map_err(Error::BadImage)?;
+            let (page, size) = (segment.page(), segment.page_end() - segment.page());
+            let lead = segment.address - page;
+            let in_place = segment.offset % PAGE_SIZE == lead
+                && segment.file_size == segment.memory_size
+                && !segment.prot.contains(Prot::WRITE);
+            if in_place {
+                let from = spec.image.as_ptr() as u64 + segment.offset - lead;
+                self.map(spec.image_export, from, size, segment.prot, page)?;
+                continue;
+            }
+            if segment.prot.contains(Prot::EXECUTE) {
+                // Memory that can be written cannot be executed, so code cannot be copied.
+                return Err(Error::BadImage("code is not aligned to pages"));
+            }
+            let memory = self.give_with(size, page, segment.prot)?;
+            let contents = program.contents(&segment);
+            // SAFETY: the fresh memory is at least as large as the segment.
+            unsafe {
+                ((memory + lead) as *mut u8)
+                    .copy_from_nonoverlapping(contents.as_ptr(), contents.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the child fresh memory of the parent's own at `at`; returns the parent's address.
+    pub fn give(&mut self, size: u64, at: u64) -> Result<u64, Error> {
+        self.give_with(size, at, READ_WRITE)
+    }
+
+    fn give_with(&mut self, size: u64, at: u64, prot: Prot) -> Result<u64, Error> {
+        let memory = heap::pages(size).ok_or(Error::NoMemory)?;
+        self.memory.push((memory, size));
+        self.map(own_heap()?, memory, size, prot, at)?;
+        Ok(memory)
+    }
+
+    /// Maps memory of the parent's into the child.
+    pub fn map(
+        &mut self,
+        export: &Export,
+        from: u64,
+        size: u64,
+        prot: Prot,
+        at: u64,
+    ) -> Result<(), Status> {
+        self.mappings
+            .push(export.map(from, size, prot, self.space, at)?);
+        Ok(())
+    }
+
+    /// A link to the space.
+    pub fn space(&self) -> &'static Ref {
+        self.space
+    }
+
+    /// The first thread.
+    pub fn thread(&self) -> &'static Thread {
+        &self.startup.thread
+    }
+
+    /// Lets the first thread run.
+    pub fn start(&self) {
+        let thread_va = startup::STARTUP + core::mem::offset_of!(Startup, thread) as u64;
+        // SAFETY: the child's space holds the program, its stack and its startup block.
+        unsafe {
+            self.startup.thread.start(
+                self.space,
+                thread_va,
+                self.entry,
+                startup::STACK_TOP,
+                startup::STARTUP,
+            );
+        }
+    }
+
+    /// Stops and unmakes the child, and takes its memory back.
+    pub fn destroy(self) {
+        self.startup.thread.stop_and_destroy();
+        self.startup.space.destroy();
+        self.startup.parent.destroy();
+        self.task.destroy();
+        for mapping in self.mappings {
+            mapping.destroy();
+        }
+        self.space.destroy();
+        for (memory, size) in self.memory {
+            // SAFETY: no mapping of the memory is left.
+            unsafe { heap::free_pages(memory, size) };
+        }
+    }
+}
+
+/// Fills in the parts of a startup block that say what the child has.
+fn describe(block: &mut Startup, spec: &Spec<'_>) -> Result<(), Error> {
+    let own = startup::startup();
+    block.magic = startup::STARTUP_MAGIC;
+    block.abi_version = fluke_abi::ABI_VERSION;
+    block.cpus = own.cpus;
+    block.tsc_khz = own.tsc_khz;
+    block.heap_start = startup::HEAP;
+    block.heap_size = match spec.heap {
+        ChildHeap::Own(size) | ChildHeap::Window { size, .. } => size,
+    };
+    block.image_start = startup::IMAGE;
+    block.image_size = spec.image.len() as u64;
+    let args = block.args.get_mut(..spec.args.len());
+    args.ok_or(Error::BadImage("too many arguments"))?
+        .copy_from_slice(spec.args);
+    block.args_size = spec.args.len() as u64;
+    if spec.files.len() > block.files.len() {
+        return Err(Error::BadImage("too many files"));
+    }
+    block.file_count = spec.files.len() as u64;
+    let mut address = startup::FILES;
+    for (entry, file) in block.files.iter_mut().zip(spec.files) {
+        *entry = File {
+            name: [0; MODULE_NAME_BYTES],
+            address,
+            size: file.size,
+        };
+        let name = &file.name.as_bytes()[..file.name.len().min(MODULE_NAME_BYTES)];
+        entry.name[..name.len()].copy_from_slice(name);
+        // A page is left out between files, so that reading past the end of one is noticed.
+        address += file.size.next_multiple_of(PAGE_SIZE) + PAGE_SIZE;
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Panics.
+#![no_std]
+#![no_main]
+
+libfluke::program!(fluke_programs::panics::main);

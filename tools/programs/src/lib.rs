@@ -1,0 +1,28 @@
+//! The guest programs. Each is a module here, with a few lines in `src/bin` that make it a
+//! program; so `clippy` and the host's compiler see them without the guest's flags.
+//!
+//! | program | what it does |
+//! | --- | --- |
+//! | [`root`] | the first program: starts the one to run, manages all user memory |
+//! | [`tour`] | a narrated self-check of the kernel |
+//! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
+//! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`stress`] | tests |
+#![no_std]
+
+extern crate alloc;
+
+pub mod badptr;
+pub mod exhaust;
+pub mod hello;
+pub mod panics;
+pub mod root;
+pub mod sha256tree;
+pub mod spin;
+pub mod stress;
+pub mod tour;
+pub mod wild;
+
+/// Status of a program whose self-check failed.
+const FAILED: u64 = 1;
+/// Status of a program that was called in a wrong way.
+const USAGE: u64 = 2;

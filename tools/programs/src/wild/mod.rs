@@ -1,0 +1,359 @@
+//! Calls every entry point that is built with wild parameters: null, misaligned, unmapped,
+//! read-only and kernel addresses, memory that holds no object, objects of another type. Each call
+//! must come back, as an exception or with a status; those that may sleep are made by a thread
+//! that is then stopped where it sleeps and destroyed.
+
+mod handler;
+mod sleepers;
+
+use alloc::vec::Vec;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use fluke_abi::code::Status;
+use fluke_abi::entry::{Convention, Entry, Row, TABLE};
+use fluke_abi::ipc::CallWord;
+use fluke_abi::layout::{GATE, PAGE_SIZE, VM_MAX};
+use fluke_abi::object;
+use libfluke::object::{Cond, Mapping, Mutex, Port, Pset, Ref, Region, Task, Thread};
+use libfluke::rpc::Server;
+use libfluke::space::READ_WRITE;
+use libfluke::{heap, println, startup, sys, thread};
+
+/// Addresses that are never right.
+const BAD: [u64; 12] = [
+    0,
+    1,
+    0x10,
+    0x1000,
+    GATE,
+    0x2000_0000_0000,
+    VM_MAX,
+    1 << 47,
+    0xffff_8000_0000_0000,
+    0xffff_ffff_8000_0000,
+    u64::MAX - 31,
+    u64::MAX,
+];
+/// Numbers that are not likely to be right.
+const NUMBERS: [u64; 6] = [0, 1, 7, 0x1000, 1 << 63, u64::MAX];
+/// A call that takes longer than this hangs.
+const PATIENCE_NS: u64 = 10_000_000_000;
+
+/// Calls made, and which one is being made: entry number, parameter, value.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static NOW: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+static FINISHED: AtomicU64 = AtomicU64::new(0);
+
+/// Good parameters, of which one at a time is replaced.
+struct Good {
+    this: u64,
+    /// One object of each type, by the name of the type.
+    objects: [(&'static str, u64); 9],
+    /// Memory to read and write.
+    scratch: u64,
+    /// Code: readable, not writable.
+    text: u64,
+    /// A port with a server.
+    served: &'static Ref,
+}
+
+impl Good {
+    fn new() -> Result<Self, Status> {
+        let scratch = heap::pages(PAGE_SIZE).ok_or(Status::NoMemory)?;
+        let region = Region::alloc()?;
+        region.set(
+            scratch,
+            PAGE_SIZE,
+            READ_WRITE,
+            &startup::startup().space,
+            None,
+        );
+        let pset = Pset::alloc()?;
+        let served = Ref::to(Port::in_set(pset, 0)?)?;
+        thread::spawn(move || {
+            let mut buffer = [0; 8];
+            let mut server = Server::new(pset, &mut buffer, &[]);
+            loop {
+                server.reply_and_wait(&[0; 2]);
+            }
+        })?;
+        let objects = [
+            ("Thread", Thread::alloc()?.handle() as u64),
+            ("Task", Task::alloc()?.handle() as u64),
+            ("Region", region.handle() as u64),
+            ("Mapping", Mapping::alloc()?.handle() as u64),
+            ("Port", Port::alloc()?.handle() as u64),
+            ("Pset", Pset::alloc()?.handle() as u64),
+            ("Mutex", Mutex::alloc()?.handle() as u64),
+            ("Cond", Cond::alloc()?.handle() as u64),
+            ("Ref", Ref::alloc()?.handle() as u64),
+        ];
+        let text = main as *const () as u64 & !31;
+        Ok(Self {
+            this: thread::current(),
+            objects,
+            scratch,
+            text,
+            served,
+        })
+    }
+
+    /// The object of the type that a parameter of type `ty` points to, if it points to one.
+    fn object(&self, ty: &str) -> Option<u64> {
+        let wanted = pointee(ty)?;
+        self.objects
+            .iter()
+            .find(|(name, _)| *name == wanted)
+            .map(|&(_, address)| address)
+    }
+
+    /// A right value for a parameter.
+    fn value(&self, name: &str, ty: &str) -> u64 {
+        if name == "cur_thread" {
+            return self.this;
+        }
+        if name.starts_with("new_") && name != "new_ref" {
+            return empty();
+        }
+        match (self.object(ty), ty) {
+            (Some(object), _) => object,
+            (None, "u64") => 1,
+            (None, _) => self.scratch,
+        }
+    }
+
+    /// Wrong values for a parameter.
+    fn wild(&self, row: &Row, name: &str, ty: &str) -> Vec<u64> {
+        // What would print garbage, or sleep: `sleepers` does that.
+        match (row.name, name) {
+            ("console_write", "size") => return alloc::vec![0],
+            ("console_write", _) => return BAD.into_iter().filter(|&v| v != GATE).collect(),
+            ("thread_sleep", _) => return alloc::vec![0, 1, 0x1000],
+            _ => {}
+        }
+        if ty == "u64" {
+            return NUMBERS.into();
+        }
+        let mut values = Vec::from(BAD);
+        values.extend([self.text, self.scratch + 8]);
+        let Some(right) = self.object(ty) else {
+            return values;
+        };
+        if !(name.starts_with("new_") && name != "new_ref") {
+            values.push(empty());
+        }
+        for &(_, address) in self.objects.iter().filter(|(_, address)| *address != right) {
+            values.extend([address, address + 8]);
+        }
+        values
+    }
+}
+
+/// What a pointer type of the table points to.
+fn pointee(ty: &str) -> Option<&str> {
+    ty.starts_with('*')
+        .then(|| ty.rsplit(' ').next().unwrap_or(ty))
+}
+
+/// Memory that could hold an object.
+fn empty() -> u64 {
+    // Never freed: the call may make an object there.
+    alloc::boxed::Box::leak(alloc::boxed::Box::new(object::Mutex::new())).handle() as u64
+}
+
+fn note(entry: u16, parameter: u64, value: u64) {
+    CALLS.fetch_add(1, Relaxed);
+    for (slot, value) in NOW.iter().zip([u64::from(entry), parameter, value]) {
+        slot.store(value, Relaxed);
+    }
+}
+
+fn registers_row(good: &Good, row: &Row) {
+    let mut right = [0; 8];
+    for (slot, (name, ty)) in right.iter_mut().zip(row.parameters) {
+        *slot = good.value(name, ty);
+    }
+    if row.parameters.is_empty() {
+        note(row.number, 0, 0);
+        // SAFETY: none of these calls has an effect on the caller alone.
+        unsafe { sys::trap(u64::from(row.number), right) };
+    }
+    for (i, (name, ty)) in row.parameters.iter().enumerate() {
+        for value in good.wild(row, name, ty) {
+            let mut parameters = right;
+            for (slot, (name, ty)) in parameters.iter_mut().zip(row.parameters) {
+                if name.starts_with("new_") {
+                    *slot = good.value(name, ty);
+                }
+            }
+            parameters[i] = value;
+            note(row.number, i as u64, value);
+            // SAFETY: whatever the kernel writes goes to scratch memory, or it is at fault.
+            unsafe { sys::trap(u64::from(row.number), parameters) };
+            // Null is the caller too, whose handlers and flag this row may have changed.
+            if row.parameters[0].0 == "cur_thread" {
+                handler::install(good.this as *mut object::Thread);
+            }
+        }
+    }
+}
+
+/// The registers of a message transfer, all wild.
+#[derive(Clone, Copy, Default)]
+struct Message {
+    dest: u64,
+    send: [u64; 2],
+    recv: [u64; 2],
+    /// Tables of send buffers, references to send, receive buffers, references to fill; each is
+    /// said to have one entry if it is not 0.
+    tables: [u64; 4],
+}
+
+impl Message {
+    /// Makes the call.
+    unsafe fn call(self, number: u16) -> u64 {
+        let [send, refs, recv, slots] = self.tables.map(|table| u8::from(table != 0));
+        let word = CallWord(u64::from(number))
+            .with_send_buffers(send)
+            .with_send_refs(refs)
+            .with_recv_buffers(recv)
+            .with_recv_refs(slots);
+        let result;
+        // SAFETY: as in `sys::trap`.
+        unsafe {
+            asm!(
+                "mov r11d, {gate}",
+                "call r11",
+                gate = const GATE,
+                inout("rax") word.0 => result,
+                inout("rdi") self.dest => _,
+                inout("rsi") self.send[0] => _,
+                inout("rdx") self.send[1] => _,
+                inout("r10") self.recv[0] => _,
+                inout("r8") self.recv[1] => _,
+                inout("r9") self.tables[0] => _,
+                inout("r12") self.tables[1] => _,
+                inout("r13") self.tables[2] => _,
+                inout("r14") self.tables[3] => _,
+                inout("r15") 0u64 => _,
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        result
+    }
+}
+
+/// Calls with one parameter wild and the others in order.
+fn message_row(good: &Good, row: &Row) {
+    let named = row.parameters.len() == 2;
+    let first = row.parameters[0];
+    let buffer = [good.scratch, 4];
+    if named {
+        for value in good.wild(row, first.0, first.1) {
+            let message = Message {
+                dest: value,
+                send: buffer,
+                recv: buffer,
+                ..Message::default()
+            };
+            note(row.number, 0, value);
+            // SAFETY: the buffers are scratch memory.
+            unsafe { message.call(row.number) };
+        }
+    }
+    // A server would really wait; `sleepers` does that.
+    if pointee(first.1) == Some("Pset") {
+        return;
+    }
+    let mut values = Vec::from(BAD);
+    values.extend([good.text, good.scratch + 4, good.objects[0].1]);
+    for value in values {
+        let base = Message {
+            dest: if named {
+                good.served.handle() as u64
+            } else {
+                0
+            },
+            send: buffer,
+            recv: buffer,
+            ..Message::default()
+        };
+        let mut messages = [base; 6];
+        messages[0].send[0] = value;
+        messages[1].recv[0] = value;
+        for (i, message) in messages[2..].iter_mut().enumerate() {
+            message.tables[i] = value;
+        }
+        for (i, message) in messages.into_iter().enumerate() {
+            note(row.number, i as u64 + 1, value);
+            // SAFETY: the kernel writes to scratch memory, or is at fault.
+            unsafe {
+                message.call(row.number);
+                sys::ipc_client_disconnect();
+            }
+        }
+    }
+}
+
+fn test() -> Result<(), Status> {
+    let good = Good::new()?;
+    handler::install(good.this as *mut object::Thread);
+    for row in TABLE.iter().filter(|row| row.built) {
+        match row.convention {
+            Convention::Registers => registers_row(&good, row),
+            Convention::Message => message_row(&good, row),
+        }
+    }
+    // Numbers that no entry point has.
+    for number in [0, 114, 119, 125, 0xffff] {
+        note(number, 0, 0);
+        // SAFETY: there is no such call.
+        let result = unsafe { sys::trap(u64::from(number), [0; 8]) };
+        if handler::raised(result).is_none() {
+            println!("wild: entry {number} does not exist, and returned {result:#x}");
+            FINISHED.store(2, Relaxed);
+        }
+    }
+    Ok(())
+}
+
+/// The program.
+pub fn main() -> u64 {
+    let tester = thread::spawn_with_stack(256 << 10, || {
+        let status = test().map_or_else(|status| status as u64, |()| 0);
+        if status != 0 {
+            println!("wild: cannot begin: status {status}");
+        }
+        let _ = FINISHED.compare_exchange(0, 1 + status, Relaxed, Relaxed);
+    });
+    if tester.is_err() {
+        println!("wild: no memory for a thread");
+        return crate::FAILED;
+    }
+    let (mut seen, mut since) = (0, startup::now());
+    while FINISHED.load(Relaxed) == 0 {
+        thread::sleep(20_000_000);
+        let calls = CALLS.load(Relaxed);
+        if calls != seen {
+            (seen, since) = (calls, startup::now());
+        } else if startup::now() - since > PATIENCE_NS {
+            let [number, parameter, value] = NOW.each_ref().map(|slot| slot.load(Relaxed));
+            let name = Entry::from_number(number as u16).map_or("?", |entry| entry.row().name);
+            println!("wild: {name} hangs with parameter {parameter} = {value:#x}");
+            return crate::FAILED;
+        }
+    }
+    let raised = handler::TAKEN.load(Relaxed);
+    let calls = CALLS.load(Relaxed);
+    println!(
+        "wild: {calls} calls of {} entry points came back, {raised} as exceptions",
+        TABLE.iter().filter(|row| row.built).count()
+    );
+    let slept = sleepers::run();
+    match (FINISHED.load(Relaxed), slept) {
+        (1, Ok(())) => 0,
+        _ => crate::FAILED,
+    }
+}

@@ -1,0 +1,110 @@
+//! Calls that sleep: each is made by a thread of its own, which is stopped in its sleep and
+//! destroyed.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use fluke_abi::code::Status;
+use fluke_abi::entry::Entry;
+use fluke_abi::ipc::{Buffer, CallWord, Params};
+use fluke_abi::layout::GATE;
+use libfluke::object::{Cond, Mutex, Port, Pset, Ref};
+use libfluke::{println, sys, thread};
+
+/// How long a thread gets to fall asleep.
+const NAP_NS: u64 = 10_000_000;
+/// How often to look whether it has.
+const LOOKS: u64 = 100;
+
+static READY: AtomicU64 = AtomicU64::new(0);
+
+/// Runs `call` in a thread until it sleeps in `entry` or what that turns into.
+fn sleeps(entry: Entry, call: impl FnOnce() + Send + 'static) -> Result<bool, Status> {
+    READY.store(0, Relaxed);
+    let sleeper = thread::spawn(move || {
+        READY.store(1, Relaxed);
+        call();
+        READY.store(2, Relaxed);
+    })?;
+    for _ in 0..LOOKS {
+        thread::sleep(NAP_NS);
+        if READY.load(Relaxed) != 0 {
+            break;
+        }
+    }
+    thread::sleep(NAP_NS);
+    let registers = sleeper.thread().state(None).registers;
+    let now = Entry::from_number(CallWord(registers.rax).number());
+    let asleep = registers.rip == GATE
+        && now.is_some_and(|now| now == entry || entry.row().restart_points.contains(&now))
+        && READY.load(Relaxed) == 1;
+    if !asleep {
+        println!(
+            "wild: {} did not sleep: rip {:#x}, rax {:#x}",
+            entry.row().name,
+            registers.rip,
+            registers.rax
+        );
+    }
+    sleeper.destroy();
+    Ok(asleep)
+}
+
+fn params() -> Params {
+    let words: &'static mut [u64; 8] = Box::leak(Box::new([0; 8]));
+    let address = words.as_ptr() as u64;
+    Params {
+        send: Buffer { address, words: 4 },
+        recv: Buffer {
+            address: address + 32,
+            words: 4,
+        },
+        ..Params::default()
+    }
+}
+
+/// Makes all the calls that sleep.
+pub fn run() -> Result<(), Status> {
+    let (held, free, cond) = (Mutex::alloc()?, Mutex::alloc()?, Cond::alloc()?);
+    let pset = Pset::alloc()?;
+    let port = Ref::to(Port::in_set(pset, 0)?)?;
+    held.lock();
+
+    let mut fine = true;
+    let mut count = 0;
+    let mut expect = |asleep: Result<bool, Status>| -> Result<(), Status> {
+        fine &= asleep?;
+        count += 1;
+        Ok(())
+    };
+    expect(sleeps(Entry::thread_sleep, || thread::sleep_forever()))?;
+    expect(sleeps(Entry::mutex_lock, move || held.lock()))?;
+    expect(sleeps(Entry::cond_wait, move || {
+        free.lock();
+        cond.wait(free);
+    }))?;
+    for entry in [
+        Entry::ipc_send,
+        Entry::ipc_call,
+        Entry::ipc_client_connect_send,
+        Entry::ipc_client_connect_send_over_receive,
+    ] {
+        expect(sleeps(entry, move || {
+            let mut params = params();
+            // SAFETY: the buffers are leaked.
+            unsafe {
+                sys::trap_message(entry as u64, port.handle() as u64, &raw mut params);
+            }
+        }))?;
+    }
+    let empty = Pset::alloc()?;
+    expect(sleeps(Entry::ipc_setup_wait_receive, move || {
+        let mut params = params();
+        // SAFETY: the buffers are leaked.
+        unsafe {
+            sys::ipc_setup_wait_receive(empty.handle(), &raw mut params);
+        }
+    }))?;
+    println!("wild: {count} calls that sleep were stopped and destroyed");
+    if fine { Ok(()) } else { Err(Status::NoMemory) }
+}

@@ -1,0 +1,245 @@
+//! The command line.
+//!
+//! The guest's console is standard output, everything of ours is standard error. Exit statuses are
+//! in [`crate::stop`].
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{
+    ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size, VmConfig,
+    configuration, name_and_path,
+};
+use crate::crash::Crash;
+use crate::error::{Error, STATUS_FAILURE};
+use crate::stats::{self, VcpuStats};
+use crate::vm::{Outcome, Vm};
+
+/// Environment variable with the log filter, in the syntax of `tracing-subscriber`.
+const LOG_VARIABLE: &str = "FLUKEVM_LOG";
+/// How often `--stats` looks at what a vCPU is doing.
+const SAMPLING: Duration = Duration::from_millis(5);
+
+/// Boots the Fluke kernel on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "flukevm", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+    /// Log more: -v the kernel's log and what happens, -vv details.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Log errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Commands {
+    /// Run a guest program; its exit status is the command's.
+    Run(RunArgs),
+    /// Show what this host's KVM can do, and what that means.
+    Doctor {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Number of vCPUs; more than the host has cores are fine.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
+    vcpus: u32,
+    /// Memory, such as 64M or 1G.
+    #[arg(long, value_name = "SIZE", default_value_t = Size(MEMORY_DEFAULT),
+          help_heading = "Machine")]
+    mem: Size,
+    /// Execution model of the kernel.
+    #[arg(long, value_enum, default_value_t = Model::Interrupt, help_heading = "Kernel")]
+    model: Model,
+    /// How far kernel code can be preempted.
+    #[arg(long, value_enum, default_value_t = Preempt::None, value_name = "LEVEL",
+          help_heading = "Kernel")]
+    preempt: Preempt,
+    /// Hand a file to the guest under a name; may be repeated.
+    #[arg(long, value_name = "NAME=PATH", value_parser = name_and_path)]
+    file: Vec<(String, String)>,
+    /// Stop the machine after this time, such as 10s or 2m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print exits by cause and vCPU, time by mode, and the kernel's counters.
+    #[arg(long)]
+    stats: bool,
+    /// Print one JSON object with the result; the guest's console goes to standard error.
+    #[arg(long)]
+    json: bool,
+    /// Name of a built-in guest program, or path of an ELF file built against libfluke; what
+    /// follows are the program's own arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM [ARGS]",
+          default_value = PROGRAM_DEFAULT)]
+    program: Vec<String>,
+}
+
+/// What `run --json` prints.
+#[derive(Serialize)]
+struct RunReport<'a> {
+    stop: &'static str,
+    message: String,
+    status: u8,
+    crash: Option<&'a Crash>,
+    elapsed_ms: f64,
+    time_to_first_user_ms: Option<f64>,
+    vcpus: u32,
+    model: Model,
+    preempt: Preempt,
+    stats: &'a [VcpuStats],
+}
+
+/// The whole command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose, cli.quiet);
+    let status = match cli.command {
+        Commands::Run(args) => run(&args).unwrap_or_else(|error| {
+            eprintln!("error: {error}");
+            error.status()
+        }),
+        Commands::Doctor { json } => match doctor(json) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                STATUS_FAILURE
+            }
+        },
+    };
+    ExitCode::from(status)
+}
+
+fn log_to_stderr(verbose: u8, quiet: bool) {
+    let default = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, 2) => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+}
+
+fn run(args: &RunArgs) -> Result<u8, Error> {
+    let configuration = configuration(args.model, args.preempt)?;
+    let (program, arguments) = args.program.split_first().ok_or_else(no_program)?;
+    let mut config = VmConfig::fluke(configuration, program, arguments)?;
+    if let Guest::Fluke { files, .. } = &mut config.guest {
+        *files = read_files(&args.file)?;
+    }
+    config.vcpus = args.vcpus;
+    config.memory = args.mem.0;
+    config.timeout = args.timeout;
+    config.signals = true;
+    config.sampling = args.stats.then_some(SAMPLING);
+    config.console = match args.json {
+        true => ConsoleSink::Stderr,
+        false => ConsoleSink::Stdout,
+    };
+    let outcome = Vm::new(config)?.run()?;
+    report(args, &outcome);
+    Ok(outcome.stop.status())
+}
+
+fn no_program() -> Error {
+    Error::Config("no program to run; give the name of one".into())
+}
+
+fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
+    let read = |(name, path): &(String, String)| {
+        let path = PathBuf::from(path);
+        match std::fs::read(&path) {
+            Ok(data) => Ok(GuestFile {
+                name: name.clone(),
+                data,
+            }),
+            Err(source) => Err(Error::File { path, source }),
+        }
+    };
+    files.iter().map(read).collect()
+}
+
+fn report(args: &RunArgs, outcome: &Outcome) {
+    let stop = &outcome.stop;
+    if !matches!(stop, crate::stop::StopReason::Exited(_)) {
+        eprintln!("flukevm: {stop}");
+    }
+    for (depth, frame) in stop.crash().iter().flat_map(|c| &c.backtrace).enumerate() {
+        eprintln!("  {depth:2}: {frame}");
+    }
+    if let Some(time) = outcome.time_to_first_user {
+        tracing::info!("first user instruction after {time:.1?}");
+    }
+    if args.stats {
+        eprintln!("{}", stats::table(&outcome.stats));
+    }
+    if args.json {
+        let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
+        let report = RunReport {
+            stop: stop.kind(),
+            message: stop.to_string(),
+            status: stop.status(),
+            crash: stop.crash(),
+            elapsed_ms: milliseconds(outcome.elapsed),
+            time_to_first_user_ms: outcome.time_to_first_user.map(milliseconds),
+            vcpus: args.vcpus,
+            model: args.model,
+            preempt: args.preempt,
+            stats: &outcome.stats,
+        };
+        match serde_json::to_string(&report) {
+            // A reader that has gone does not want it.
+            Ok(text) => drop(writeln!(io::stdout(), "{text}")),
+            Err(error) => eprintln!("error: writing the JSON result: {error}"),
+        }
+    }
+}
+
+fn doctor(json: bool) -> anyhow::Result<()> {
+    let report = crate::doctor::probe()?;
+    let text = match json {
+        true => serde_json::to_string_pretty(report)?,
+        false => report.to_table(),
+    };
+    writeln!(io::stdout(), "{}", text.trim_end())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_programs_own_options_are_not_ours() {
+        let cli = Cli::parse_from(["flukevm", "run", "--vcpus", "4", "prog", "--vcpus", "-v"]);
+        let Commands::Run(args) = cli.command else {
+            panic!("not run");
+        };
+        assert_eq!(args.vcpus, 4);
+        assert_eq!(args.program, ["prog", "--vcpus", "-v"]);
+    }
+}

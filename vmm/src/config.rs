@@ -1,0 +1,306 @@
+//! What a machine is made of: [`VmConfig`], and the parsing of what users write.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::image;
+
+/// Bytes in a mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// Least memory of a machine, bytes.
+pub const MEMORY_MIN: u64 = 16 * MIB;
+/// Most memory of a machine, bytes: physical addresses above belong to the interrupt controllers.
+pub const MEMORY_MAX: u64 = 3 << 30;
+/// Memory of a machine nobody gave a size, bytes.
+pub const MEMORY_DEFAULT: u64 = 64 * MIB;
+/// The program to run when none is named.
+pub const PROGRAM_DEFAULT: &str = "tour";
+
+/// Execution model of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Model {
+    /// A kernel stack for every thread; a sleeping call keeps its stack.
+    Process,
+    /// A kernel stack for every CPU; a sleeping call is started again from its registers.
+    Interrupt,
+}
+
+/// How far kernel code can be preempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preempt {
+    /// Nowhere.
+    None,
+    /// At one point on the IPC copy path.
+    Partial,
+    /// Everywhere; needs kernel locks that sleep.
+    Full,
+}
+
+/// Name of the kernel configuration for a model and a preemption level.
+///
+/// # Errors
+/// If there can be no such kernel, or there is none yet.
+pub fn configuration(model: Model, preempt: Preempt) -> Result<&'static str, Error> {
+    match (model, preempt) {
+        (Model::Process, Preempt::None) => Ok("process-np"),
+        (Model::Interrupt, Preempt::None) => Ok("interrupt-np"),
+        (Model::Interrupt, Preempt::Full) => Err(Error::Config(
+            "--preempt full cannot go with --model interrupt: full preemption needs kernel code \
+             that can sleep holding a lock, and an interrupt-model kernel keeps no stack to sleep \
+             on; use --model process"
+                .into(),
+        )),
+        (_, Preempt::Partial | Preempt::Full) => Err(Error::Config(
+            "--preempt partial and --preempt full are not built yet; use --preempt none".into(),
+        )),
+    }
+}
+
+/// Where the guest's console goes.
+#[derive(Clone, Debug)]
+pub enum ConsoleSink {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Memory.
+    Buffer(Arc<Mutex<Vec<u8>>>),
+}
+
+impl ConsoleSink {
+    /// A new empty buffer.
+    pub fn buffer() -> Self {
+        Self::Buffer(Arc::default())
+    }
+}
+
+/// A file for the guest.
+#[derive(Clone, Debug)]
+pub struct GuestFile {
+    /// Name by which the guest finds it.
+    pub name: String,
+    /// Contents.
+    pub data: Vec<u8>,
+}
+
+/// What the machine runs.
+#[derive(Clone, Debug)]
+pub enum Guest {
+    /// The Fluke kernel with a program.
+    Fluke {
+        /// ELF image of the kernel.
+        kernel: Vec<u8>,
+        /// ELF image of the root program.
+        root: Vec<u8>,
+        /// The program that the root program runs.
+        program: GuestFile,
+        /// The program's arguments, without its name.
+        args: Vec<String>,
+        /// Further files.
+        files: Vec<GuestFile>,
+    },
+    /// Raw code, for tests and probes: loaded at [`crate::boot::FLAT_BASE`] and entered there at
+    /// CPL 0 in long mode with all memory mapped at its physical address, readable, writable and
+    /// executable.
+    Flat(Vec<u8>),
+}
+
+/// A machine to build.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Memory, bytes, a multiple of the page size.
+    pub memory: u64,
+    /// What runs.
+    pub guest: Guest,
+    /// The machine is stopped when it has run for so long.
+    pub timeout: Option<Duration>,
+    /// Where the guest's console goes.
+    pub console: ConsoleSink,
+    /// Whether SIGINT and SIGTERM stop the machine. They stay as they were otherwise.
+    pub signals: bool,
+    /// How often to sample what every vCPU is doing, for the share of time in the kernel.
+    pub sampling: Option<Duration>,
+}
+
+impl VmConfig {
+    /// One vCPU with the default memory, no timeout, the console in a buffer.
+    pub fn new(guest: Guest) -> Self {
+        Self {
+            vcpus: 1,
+            memory: MEMORY_DEFAULT,
+            guest,
+            timeout: None,
+            console: ConsoleSink::buffer(),
+            signals: false,
+            sampling: None,
+        }
+    }
+
+    /// The embedded kernel of that configuration with a program: the name of an embedded one, or
+    /// the path of an ELF.
+    ///
+    /// # Errors
+    /// If there is no such kernel, or the program cannot be read or is none.
+    pub fn fluke(configuration: &str, program: &str, args: &[String]) -> Result<Self, Error> {
+        let name = Path::new(program)
+            .file_name()
+            .map_or(program.into(), |n| n.to_string_lossy().into_owned());
+        Ok(Self::new(Guest::Fluke {
+            kernel: image::kernel(configuration)?.to_vec(),
+            root: image::program("root")?,
+            program: GuestFile {
+                name,
+                data: image::program(program)?,
+            },
+            args: args.to_vec(),
+            files: Vec::new(),
+        }))
+    }
+
+    /// The same with that number of vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
+    /// The same with that much memory, bytes.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// The same with a timeout.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// The same with one more file for the guest. Flat guests have no files.
+    #[must_use]
+    pub fn file(mut self, name: &str, contents: Vec<u8>) -> Self {
+        if let Guest::Fluke { files, .. } = &mut self.guest {
+            files.push(GuestFile {
+                name: name.into(),
+                data: contents,
+            });
+        }
+        self
+    }
+}
+
+/// A size in bytes as a user writes it: `64M`, `1GiB`, `4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.trim().to_ascii_lowercase().trim_end_matches("ib") {
+            "" | "b" => 0,
+            "k" | "kb" => 10,
+            "m" | "mb" => 20,
+            "g" | "gb" => 30,
+            _ => {
+                return Err(format!(
+                    "`{unit}` is not a unit; write a size such as 64M or 1G"
+                ));
+            }
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(1 << shift))
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is not a size; write one such as 64M or 1G"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n >= 1 << 30 && n % (1 << 30) == 0 => write!(f, "{} GiB", n >> 30),
+            n if n >= MIB && n % MIB == 0 => write!(f, "{} MiB", n >> 20),
+            n if n >= 1024 && n % 1024 == 0 => write!(f, "{} KiB", n >> 10),
+            n => write!(f, "{n} bytes"),
+        }
+    }
+}
+
+/// Splits a `NAME=PATH`.
+///
+/// # Errors
+/// If a part is missing.
+pub fn name_and_path(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.into(), path.into()))
+        }
+        _ => Err(format!(
+            "`{text}` is not NAME=PATH; write for example data=./file.bin"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("1K", 1024),
+            ("64M", 64 * MIB),
+            ("64MiB", 64 * MIB),
+            ("2gb", 2 << 30),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "12X",
+            "99999999999999999999",
+            "99999999999G",
+        ] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert_eq!(Size(1024).to_string(), "1 KiB");
+        assert_eq!(Size(MEMORY_MIN).to_string(), "16 MiB");
+    }
+
+    #[test]
+    fn names_and_paths_are_both_needed() {
+        assert_eq!(name_and_path("a=b=c"), Ok(("a".into(), "b=c".into())));
+        for text in ["", "a", "=b", "a="] {
+            assert!(name_and_path(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn impossible_and_missing_configurations_are_told_apart() {
+        let why = |m, p| configuration(m, p).unwrap_err().to_string();
+        assert!(why(Model::Interrupt, Preempt::Full).contains("no stack to sleep on"));
+        assert!(why(Model::Process, Preempt::Full).contains("not built yet"));
+        assert!(why(Model::Interrupt, Preempt::Partial).contains("not built yet"));
+        assert!(configuration(Model::Process, Preempt::None).is_ok());
+    }
+}

@@ -1,0 +1,23 @@
+//! A VMM on the KVM API that boots the Fluke kernel and can stop it anywhere.
+//!
+//! [`vm::Vm`] is a machine, [`config::VmConfig`] what it is made of, [`stop::StopReason`] why it
+//! stopped. The command `flukevm` is [`cli`].
+
+pub mod boot;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod crash;
+pub mod devices;
+pub mod doctor;
+pub mod error;
+mod exit;
+pub mod image;
+mod kick;
+pub mod kvm;
+pub mod memory;
+pub mod paging;
+pub mod stats;
+pub mod stop;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,416 @@
+//! A vCPU: a thread, and the machine of states that it goes through.
+//!
+//! ```text
+//!            Run                    a stop reason, or Finish
+//!   Paused ───────▶ Running ─────────────────────────────────▶ Finished
+//!     ▲   ◀────────    │                                          ▲
+//!     │     Pause      │                 Finish                   │
+//!     └────────────────┴── (from Paused) ─────────────────────────┘
+//! ```
+//!
+//! A vCPU starts paused. It is told what to do by [`Command`]s, each followed by a kick, and tells
+//! what it did by [`Report`]s; nothing else is shared. Before it reports that it paused it has
+//! completed any pending I/O, so that its registers are those between two instructions. A thread
+//! that fails or panics still reports [`Report::Finished`], with the reason.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_regs, kvm_sregs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use tokio::sync::mpsc::UnboundedSender;
+
+use fluke_abi::port::Event;
+
+use crate::bus::{Bus, Signal};
+use crate::crash::{self, Crash};
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::exit;
+use crate::kick;
+use crate::memory::Memory;
+use crate::stats::{Cause, VcpuCounters};
+use crate::stop::StopReason;
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run the guest.
+    Run,
+    /// Leave the guest and wait.
+    Pause,
+    /// Note whether user, kernel, or no code is running, and go on.
+    Sample,
+    /// Report the registers; only while paused.
+    Registers,
+    /// End the thread.
+    Finish,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The vCPU is out of the guest, and waits.
+    Paused(PauseReason),
+    /// The registers.
+    Registers(Box<Registers>),
+    /// The command is not possible in the state the vCPU is in; nothing changed.
+    Refused(Command),
+    /// The thread is about to end; with a reason if it wants to end the whole machine.
+    Finished(Option<StopReason>),
+}
+
+/// Why a vCPU paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseReason {
+    /// It has not run yet.
+    Start,
+    /// It was told to.
+    Command,
+}
+
+/// Registers of a paused vCPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Registers {
+    /// General registers.
+    pub general: kvm_regs,
+    /// Segment and control registers.
+    pub special: kvm_sregs,
+}
+
+/// What a vCPU thread works with.
+pub struct Context {
+    /// Number of the vCPU.
+    pub id: u32,
+    /// Guest memory.
+    pub memory: Memory,
+    /// Port bus.
+    pub bus: Arc<Bus>,
+    /// Devices behind it.
+    pub devices: Devices,
+    /// Kernel image, for symbols.
+    pub image: Option<Arc<Vec<u8>>>,
+    /// Counters.
+    pub counters: Arc<VcpuCounters>,
+    /// Where reports go.
+    pub reports: UnboundedSender<(u32, Report)>,
+}
+
+/// The handle of a vCPU thread.
+#[derive(Debug)]
+pub struct Vcpu {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts the thread, paused.
+    ///
+    /// # Errors
+    /// If the host has no thread to spare.
+    pub fn spawn(fd: VcpuFd, context: Context) -> Result<Self, Error> {
+        let (commands, inbox) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", context.id))
+            .spawn(move || {
+                let mut runner = Runner { fd, context, inbox };
+                let caught = catch_unwind(AssertUnwindSafe(|| runner.main()));
+                let stop = caught.unwrap_or_else(|panic| Some(runner.panicked(&*panic)));
+                runner.report(Report::Finished(stop));
+            })
+            .map_err(Error::host("starting a vCPU thread; try fewer --vcpus"))?;
+        Ok(Self {
+            commands,
+            thread: Some(thread),
+        })
+    }
+
+    /// Tells the vCPU what to do. One that has finished does not hear it.
+    pub fn send(&self, command: Command) {
+        // The command first, the kick second: whoever sees the kick sees the command.
+        if self.commands.send(command).is_ok()
+            && let Some(thread) = &self.thread
+        {
+            kick::kick(thread);
+        }
+    }
+
+    /// Waits for the thread to end. It must have been told to.
+    pub fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // The thread catches its own panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.send(Command::Finish);
+        self.join();
+    }
+}
+
+/// States of a vCPU thread.
+enum State {
+    Paused(PauseReason),
+    Running,
+    Finished(Option<StopReason>),
+}
+
+/// What a stay in the guest ended with.
+enum Left {
+    /// A kick, or nothing at all.
+    Kicked,
+    /// An access that KVM completes when the guest is next entered.
+    Access,
+    /// Something that ends the machine.
+    Stop(StopReason),
+}
+
+/// An exit, free of borrows from the vCPU.
+enum Exit {
+    Pio,
+    Mmio(u64, bool),
+    Shutdown,
+    InternalError,
+    FailedEntry(u64),
+    Other(String),
+}
+
+struct Runner {
+    fd: VcpuFd,
+    context: Context,
+    inbox: Receiver<Command>,
+}
+
+impl Runner {
+    fn main(&mut self) -> Option<StopReason> {
+        if let Err(error) = kick::arm(&self.fd) {
+            return Some(self.failed(format!("setting its signal mask: {error}"), None));
+        }
+        let mut state = State::Paused(PauseReason::Start);
+        loop {
+            state = match state {
+                State::Paused(why) => self.paused(why),
+                State::Running => self.running(),
+                State::Finished(stop) => return stop,
+            };
+        }
+    }
+
+    /// Waits for a command.
+    fn paused(&mut self, why: PauseReason) -> State {
+        loop {
+            // A sender that is gone means that nobody waits for this vCPU any more.
+            match self.inbox.recv().unwrap_or(Command::Finish) {
+                Command::Run => return State::Running,
+                Command::Finish => return State::Finished(None),
+                // Pausing twice is no error, and says the same thing.
+                Command::Pause => self.report(Report::Paused(why)),
+                Command::Registers => match (self.fd.get_regs(), self.fd.get_sregs()) {
+                    (Ok(general), Ok(special)) => {
+                        self.report(Report::Registers(Box::new(Registers { general, special })));
+                    }
+                    _ => self.report(Report::Refused(Command::Registers)),
+                },
+                Command::Sample => {}
+            }
+        }
+    }
+
+    /// Runs the guest until a command or a reason to stop.
+    fn running(&mut self) -> State {
+        let mut access_pending = false;
+        loop {
+            match self.enter() {
+                Left::Stop(reason) => return State::Finished(Some(reason)),
+                Left::Access => {
+                    access_pending = true;
+                    continue;
+                }
+                Left::Kicked => {}
+            }
+            kick::drain();
+            while let Ok(command) = self.inbox.try_recv() {
+                match command {
+                    Command::Run => {}
+                    Command::Sample => self.sample(),
+                    Command::Finish => return State::Finished(None),
+                    Command::Registers => self.report(Report::Refused(command)),
+                    Command::Pause => {
+                        if access_pending && let Some(reason) = self.complete_access() {
+                            return State::Finished(Some(reason));
+                        }
+                        self.report(Report::Paused(PauseReason::Command));
+                        return State::Paused(PauseReason::Command);
+                    }
+                }
+            }
+            access_pending = false;
+        }
+    }
+
+    /// Lets KVM complete an access: its effect on registers is only seen after the next entry,
+    /// which `immediate_exit` ends before any instruction.
+    fn complete_access(&mut self) -> Option<StopReason> {
+        self.fd.set_kvm_immediate_exit(1);
+        // A string instruction may go on to its next part.
+        let stop = loop {
+            match self.enter() {
+                Left::Access => {}
+                Left::Kicked => break None,
+                Left::Stop(reason) => break Some(reason),
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        stop
+    }
+
+    /// One stay in the guest, and what it asked for.
+    fn enter(&mut self) -> Left {
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Exit::Pio,
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                data.fill(0xff);
+                Exit::Mmio(address, false)
+            }
+            Ok(VcpuExit::MmioWrite(address, _)) => Exit::Mmio(address, true),
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::InternalError) => Exit::InternalError,
+            Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailedEntry(reason),
+            Ok(VcpuExit::Intr) => {
+                self.context.counters.count(Cause::Kick);
+                return Left::Kicked;
+            }
+            Ok(other) => Exit::Other(format!("{other:?}")),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => {
+                    self.context.counters.count(Cause::Kick);
+                    return Left::Kicked;
+                }
+                _ => Exit::Other(io::Error::from(error).to_string()),
+            },
+        };
+        match exit {
+            Exit::Pio => self.pio(),
+            Exit::Mmio(address, write) => {
+                self.context.counters.count(Cause::Mmio);
+                let what = if write { "wrote to" } else { "read from" };
+                let crash = self.crash();
+                Left::Stop(self.failed(
+                    format!(
+                        "it {what} physical address {address:#x}, where nothing is, on {crash}"
+                    ),
+                    Some(crash),
+                ))
+            }
+            Exit::Shutdown => {
+                self.context.counters.count(Cause::Shutdown);
+                Left::Stop(StopReason::TripleFault(self.crash()))
+            }
+            Exit::InternalError => {
+                self.context.counters.count(Cause::InternalError);
+                let error = exit::internal_error(&mut self.fd);
+                tracing::debug!(vcpu = self.context.id, "KVM's data: {:x?}", error.data);
+                Left::Stop(StopReason::EmulationFailure {
+                    suberror: error.suberror,
+                    crash: self.crash(),
+                })
+            }
+            Exit::FailedEntry(reason) => {
+                let why = format!("the CPU refused to enter the guest (reason {reason:#x})");
+                Left::Stop(self.failed(why, Some(self.crash())))
+            }
+            Exit::Other(what) => {
+                self.context.counters.count(Cause::Other);
+                let why = format!("KVM_RUN ended with {what}");
+                Left::Stop(self.failed(why, Some(self.crash())))
+            }
+        }
+    }
+
+    fn pio(&mut self) -> Left {
+        let id = self.context.id;
+        let pio = exit::pio(&mut self.fd);
+        let (cause, result) = if pio.write {
+            let written = self.context.bus.write(id, pio.port, pio.size, pio.data);
+            (Cause::PioWrite, written)
+        } else {
+            let read = self.context.bus.read(id, pio.port, pio.size, pio.data);
+            (Cause::PioRead, read.map(|()| None))
+        };
+        let port = pio.port;
+        self.context.counters.count(cause);
+        match result {
+            Ok(None | Some(Signal::Event(Event::FirstUser))) => Left::Access,
+            Ok(Some(Signal::Exit(status))) => Left::Stop(StopReason::Exited(status)),
+            Ok(Some(Signal::Event(Event::Deadlock))) => Left::Stop(StopReason::Deadlock),
+            Ok(Some(Signal::Event(Event::Panic))) => {
+                let log = &self.context.devices.log;
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                let message = log.panic_message(id);
+                drop(log);
+                Left::Stop(StopReason::KernelPanic {
+                    message,
+                    crash: self.crash(),
+                })
+            }
+            Err(_) => {
+                // As on real hardware: reads are all ones, writes go nowhere.
+                if self.context.counters.count(Cause::UnknownPort) == 0 {
+                    tracing::warn!(vcpu = id, "access to port {port:#x}, where nothing is");
+                }
+                Left::Access
+            }
+        }
+    }
+
+    fn sample(&self) {
+        let halted = self
+            .fd
+            .get_mp_state()
+            .is_ok_and(|s| s.mp_state == KVM_MP_STATE_HALTED);
+        let counters = &self.context.counters;
+        let counter = match self.fd.get_sregs() {
+            _ if halted => &counters.idle_samples,
+            Ok(sregs) if sregs.cs.dpl == 3 => &counters.user_samples,
+            _ => &counters.kernel_samples,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn crash(&self) -> Box<Crash> {
+        let Context {
+            id, memory, image, ..
+        } = &self.context;
+        let image = image.as_ref().map(|i| i.as_slice());
+        Box::new(crash::examine(&self.fd, *id, memory, image))
+    }
+
+    fn failed(&self, why: String, crash: Option<Box<Crash>>) -> StopReason {
+        StopReason::VcpuFailed {
+            vcpu: self.context.id,
+            why,
+            crash,
+        }
+    }
+
+    fn panicked(&self, panic: &(dyn std::any::Any + Send)) -> StopReason {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        self.failed(format!("its thread panicked: {message}"), None)
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens once the machine is being dropped.
+        let _ = self.context.reports.send((self.context.id, report));
+    }
+}
