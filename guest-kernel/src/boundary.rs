@@ -257,7 +257,7 @@ impl Kernel {
         self.stats().count(|stats| &mut stats.hard_faults);
         match fault.keeper {
             Some(keeper) => self.send_exception(id, Some(keeper), fault.message()),
-            None => self.raise(id, fault.code, fault.address),
+            None => self.raise(id, fault.message()),
         }
     }
 }
@@ -269,14 +269,23 @@ pub mod start {
     use fluke_abi::ABI_VERSION;
     use fluke_abi::boot::{BOOT_MAGIC, BootInfo, CPUS_MAX, Gate};
 
-    use super::{Cpu, EVENT, Event, Kernel, apic, held_kernel, lock, out32, schedule};
+    use super::{
+        Cpu, EVENT, Event, Kernel, apic, held_kernel, lock, out32, schedule, wait_for_interrupt,
+    };
     use crate::arch::entry;
 
     /// Bytes at the top of a CPU's stack that faults use which must not use the current stack.
     const IST_BYTES: u64 = 2048;
 
-    /// The first CPU has made the kernel.
-    static READY: AtomicBool = AtomicBool::new(false);
+    /// Which CPUs can be brought into the kernel by an interrupt. They need not be awake for it: a
+    /// CPU that has nothing to do from the start costs nothing.
+    static ONLINE: [AtomicBool; CPUS_MAX as usize] =
+        [const { AtomicBool::new(false) }; CPUS_MAX as usize];
+
+    /// Whether a CPU has come up.
+    pub fn is_online(number: u32) -> bool {
+        ONLINE[number as usize].load(Ordering::Acquire)
+    }
 
     /// Structures of the CPUs.
     struct Cpus(core::cell::UnsafeCell<[core::mem::MaybeUninit<Cpu>; CPUS_MAX as usize]>);
@@ -298,36 +307,33 @@ pub mod start {
         } else {
             Gate::Ud2
         };
-        if number == 0 {
-            assert!(
-                boot.magic == BOOT_MAGIC && boot.abi_version == ABI_VERSION,
-                "foreign host"
-            );
-            assert!(boot.cpus <= CPUS_MAX, "too many CPUs");
-            entry::init();
-        } else {
-            while !READY.load(Ordering::Acquire) {
-                core::hint::spin_loop();
-            }
-        }
+        assert!(
+            boot.magic == BOOT_MAGIC && boot.abi_version == ABI_VERSION,
+            "foreign host"
+        );
+        assert!(boot.cpus <= CPUS_MAX, "too many CPUs");
+        entry::init();
         // SAFETY: the element is this CPU's alone.
         let cpu = unsafe { CPUS.0.get().cast::<Cpu>().add(number as usize) };
         // SAFETY: once on this CPU, first thing; `stack` is its own.
         unsafe { Cpu::init(cpu, number, stack, IST_BYTES, gate) };
         apic::init();
-        lock::take();
+        ONLINE[number as usize].store(true, Ordering::Release);
         if number == 0 {
+            lock::take();
             // SAFETY: the host's word, checked as far as it can be.
             lock::install(unsafe { Kernel::new(boot) });
-        }
-        let kernel = held_kernel();
-        // SAFETY: the only reference from here on.
-        kernel.cpu().hardware = Some(unsafe { &mut *cpu });
-        if number == 0 {
-            kernel.make_root(boot);
-            READY.store(true, Ordering::Release);
+            held_kernel().make_root(boot);
             out32(EVENT, Event::FirstUser as u32);
+        } else {
+            // Nobody sends an interrupt before there is a kernel.
+            wait_for_interrupt();
+            lock::take();
         }
+        let state = held_kernel().cpu();
+        // SAFETY: the only reference from here on.
+        state.hardware = Some(unsafe { &mut *cpu });
+        state.idle = false;
         schedule()
     }
 }

@@ -8,6 +8,7 @@
 use core::ptr::NonNull;
 
 use fluke_abi::code::{Exception, Insanity};
+use fluke_abi::ipc::ExceptionMessage;
 use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -254,7 +255,16 @@ impl Call {
     /// Raises an exception in the caller.
     pub fn raise(&mut self, code: Exception, subcode: u64) {
         let id = self.id;
-        self.kernel().raise(id, code, subcode);
+        self.kernel().raise(id, exception(code, subcode));
+    }
+}
+
+/// An exception that is no page fault.
+pub fn exception(code: Exception, subcode: u64) -> ExceptionMessage {
+    ExceptionMessage {
+        code: code as u64,
+        subcode,
+        ..ExceptionMessage::default()
     }
 }
 

@@ -1,14 +1,17 @@
 //! Scheduling: which thread runs on which CPU.
 //!
 //! Every CPU has run queues by priority and takes the first thread of the highest. A thread that
-//! becomes ready goes to the CPU it ran on last, or to one that is idle; an idle CPU takes from the
-//! others. The timer runs only when somebody else wants the CPU, or somebody sleeps.
+//! becomes ready is queued where it was woken: most often its waker is about to sleep, and runs it
+//! next without disturbing anybody. Only when a CPU leaves to user mode with others still queued does
+//! it bring in an idle CPU, or one that runs something less important, which takes from it. The
+//! timer runs only when somebody else wants the CPU, or somebody sleeps.
 
 use fluke_abi::stats::CpuStats;
 
 use crate::arch::apic;
 use crate::arch::cpu::Cpu;
 use crate::arena::{Arena, Id};
+use crate::boundary::start::is_online;
 use crate::kernel::Kernel;
 use crate::mm::Space;
 use crate::model;
@@ -84,7 +87,7 @@ pub struct CpuState {
     pub hardware: Option<&'static mut Cpu>,
     /// The thread that runs.
     pub current: Option<Id<Thread>>,
-    /// Waits for an interrupt.
+    /// Waits for an interrupt; or has not come up, and will then.
     pub idle: bool,
     /// Somebody else should have the CPU.
     pub reschedule: bool,
@@ -105,7 +108,7 @@ impl Default for CpuState {
         Self {
             hardware: None,
             current: None,
-            idle: false,
+            idle: true,
             reschedule: false,
             flush: false,
             loaded: None,
@@ -136,46 +139,46 @@ impl Stats {
 }
 
 impl Kernel {
-    /// Lets a thread run: queues it on a CPU, and gets that CPU's attention if it matters. A thread
-    /// that runs already runs on.
+    /// Lets a thread run: queues it on this CPU. A thread that runs already runs on.
     pub fn make_ready(&mut self, id: Id<Thread>) {
-        let thread = &self.threads[id];
+        let number = self.cpu_number();
+        let thread = &mut self.threads[id];
         if matches!(thread.run, Run::Running(_) | Run::Ready(_)) {
             return;
         }
+        thread.run = Run::Ready(number);
         let priority = thread.priority;
-        let cpu = self.choose_cpu(thread.last_cpu);
-        self.threads[id].run = Run::Ready(cpu);
-        self.ready[cpu as usize].push(&mut self.threads, id, priority);
-        let here = self.cpu_number();
-        let state = &mut self.cpus[cpu as usize];
-        let current = state.current.map(|current| self.threads[current].priority);
-        let attention = match current {
-            None => true,
-            Some(running) if running < priority => {
-                state.reschedule = true;
-                true
-            }
-            Some(running) => running == priority && state.timer == 0,
-        };
-        if attention && cpu != here {
-            state.idle = false;
-            self.kick(cpu);
-        }
+        self.ready[number as usize].push(&mut self.threads, id, priority);
+        let cpu = &mut self.cpus[number as usize];
+        let running = cpu.current.map(|current| self.threads[current].priority);
+        cpu.reschedule |= running.is_some_and(|running| running < priority);
     }
 
-    fn choose_cpu(&self, last: u32) -> u32 {
+    /// Before this CPU leaves the kernel with threads queued: brings in the CPU that has least to do,
+    /// if it has less to do than the first of them is worth.
+    fn share(&mut self) {
         let here = self.cpu_number();
-        let free = |cpu: &CpuState| cpu.idle;
-        if self.cpus[last as usize].idle
-            || (last == here && self.cpus[last as usize].current.is_none())
-        {
-            return last;
+        let Some(waiting) = self.ready[here as usize].highest() else {
+            return;
+        };
+        let mut best: Option<(u32, Option<u8>)> = None;
+        for (number, cpu) in (0..).zip(self.cpus.iter()) {
+            let running = cpu.current.map(|current| self.threads[current].priority);
+            let free = if running.is_none() {
+                cpu.idle && is_online(number)
+            } else {
+                running < Some(waiting)
+            };
+            if number != here && free && best.is_none_or(|(_, other)| running < other) {
+                best = Some((number, running));
+            }
         }
-        self.cpus
-            .iter()
-            .position(free)
-            .map_or(last, |number| number as u32)
+        if let Some((number, _)) = best {
+            let cpu = &mut self.cpus[number as usize];
+            cpu.reschedule = cpu.current.is_some();
+            cpu.idle = false;
+            self.kick(number);
+        }
     }
 
     /// Puts a thread to sleep, which is in no queue.
@@ -318,10 +321,18 @@ impl Kernel {
     /// Chooses the thread to run on this CPU and makes it the current one.
     pub fn choose(&mut self) -> Option<Id<Thread>> {
         let number = self.cpu_number() as usize;
-        let id = match self.ready[number].pop(&mut self.threads) {
-            Some(id) => id,
-            None => self.steal()?,
-        };
+        // Its own threads first, unless somebody else has one that is worth more.
+        let (from, _) = (0..).zip(self.ready.iter()).fold(
+            (number, self.ready[number].highest()),
+            |best, (other, queue)| {
+                if queue.highest() > best.1 {
+                    (other, queue.highest())
+                } else {
+                    best
+                }
+            },
+        );
+        let id = self.ready[from].pop(&mut self.threads)?;
         let cpu = &mut self.cpus[number];
         cpu.current = Some(id);
         cpu.stats.count(|stats| &mut stats.context_switches);
@@ -332,16 +343,6 @@ impl Kernel {
             unsafe { hardware.set_frame(&raw const thread.frame) };
         }
         Some(id)
-    }
-
-    fn steal(&mut self) -> Option<Id<Thread>> {
-        let from = self
-            .ready
-            .iter()
-            .enumerate()
-            .max_by_key(|(_, queue)| queue.highest())?
-            .0;
-        self.ready[from].pop(&mut self.threads)
     }
 
     /// Forgets that a CPU holds the registers of a thread that is going away.
@@ -364,6 +365,9 @@ impl Kernel {
             thread.fpu.restore();
             thread.last_cpu = number as u32;
             cpu.fpu_owner = Some(id);
+        }
+        if !self.ready[number].is_empty() {
+            self.share();
         }
         self.set_timer();
     }

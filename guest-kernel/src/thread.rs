@@ -248,7 +248,7 @@ impl Thread {
     }
 
     /// Enters a handler, with the registers that the handler may use saved.
-    fn enter_handler(&mut self, handler: u64, code: Exception, subcode: u64) {
+    fn enter_handler(&mut self, handler: u64, code: u64, subcode: u64) {
         let frame = &mut self.frame;
         self.saved = SavedState {
             rax: frame.rax,
@@ -258,7 +258,7 @@ impl Thread {
             rflags: frame.rflags,
         };
         frame.rax = self.thread_va;
-        frame.rdx = code as u64;
+        frame.rdx = code;
         frame.rcx = subcode;
         frame.rip = handler;
         self.exceptions_enabled = false;
@@ -283,27 +283,19 @@ pub const fn user_address(address: u64) -> bool {
 impl Kernel {
     /// Raises a synchronous exception: to the thread's handler, else to the keeper of its space,
     /// else the thread sleeps for ever (fluke-api 3.1). The thread is running or asleep in a call.
-    pub fn raise(&mut self, id: Id<Thread>, code: Exception, subcode: u64) {
+    pub fn raise(&mut self, id: Id<Thread>, message: ExceptionMessage) {
         let thread = &mut self.threads[id];
         if thread.exceptions_enabled && thread.handlers.trap != 0 {
             let handler = thread.handlers.trap;
             self.interrupt_wait(id);
-            self.threads[id].enter_handler(handler, code, subcode);
+            self.threads[id].enter_handler(handler, message.code, message.subcode);
             self.make_ready(id);
             return;
         }
         let keeper = thread
             .space
             .and_then(|space| self.spaces.get(space)?.keeper);
-        self.send_exception(
-            id,
-            keeper,
-            ExceptionMessage {
-                code: code as u64,
-                subcode,
-                ..ExceptionMessage::default()
-            },
-        );
+        self.send_exception(id, keeper, message);
     }
 
     /// Makes a thread wait for a keeper to deal with an exception.
@@ -380,7 +372,7 @@ impl Kernel {
             return;
         }
         self.interrupt_wait(id);
-        self.threads[id].enter_handler(handler, code, 0);
+        self.threads[id].enter_handler(handler, code as u64, 0);
         self.make_ready(id);
     }
 

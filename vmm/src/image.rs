@@ -237,9 +237,9 @@ fn check(data: &[u8], range: &Range<u64>) -> Result<Elf, String> {
     Ok(Elf { entry, segments })
 }
 
-fn segment<'a>(
+fn segment(
     header: &impl ProgramHeader<Endian = LittleEndian, Word = u64>,
-    data: &'a [u8],
+    data: &[u8],
     range: &Range<u64>,
 ) -> Result<LoadSegment, String> {
     const E: LittleEndian = LittleEndian;

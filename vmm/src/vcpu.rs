@@ -82,6 +82,9 @@ pub struct Registers {
     pub special: kvm_sregs,
 }
 
+/// A kernel image that all vCPUs share.
+pub type Image = Arc<Vec<u8>>;
+
 /// What a vCPU thread works with.
 pub struct Context {
     /// Number of the vCPU.
@@ -93,7 +96,7 @@ pub struct Context {
     /// Devices behind it.
     pub devices: Devices,
     /// Kernel image, for symbols.
-    pub image: Option<Arc<Vec<u8>>>,
+    pub image: Option<Image>,
     /// Counters.
     pub counters: Arc<VcpuCounters>,
     /// Where reports go.

@@ -28,7 +28,7 @@ use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
-use crate::vcpu::{Command, Context, Registers, Report, Vcpu};
+use crate::vcpu::{Command, Context, Image, Registers, Report, Vcpu};
 
 /// A machine.
 pub struct Vm {
@@ -396,7 +396,7 @@ fn lay_out(
     config: &VmConfig,
     memory: &Memory,
     tsc_khz: u64,
-) -> Result<(Entrance, Option<Arc<Vec<u8>>>), Error> {
+) -> Result<(Entrance, Option<Image>), Error> {
     match &config.guest {
         Guest::Flat(code) => Ok((boot::flat(memory, code)?, None)),
         Guest::Fluke {

@@ -15,7 +15,7 @@ use fluke_abi::ipc::{ExceptionMessage, Flavour};
 use super::transfer::{Cursor, Outcome, Trouble};
 use super::{Port, Pset};
 use crate::arena::Id;
-use crate::call::{Call, Done, Stop};
+use crate::call::{Call, Done, Stop, exception};
 use crate::kernel::Kernel;
 use crate::object::Link;
 use crate::thread::{Side, Thread, Wait};
@@ -556,7 +556,9 @@ impl Kernel {
     fn trouble_other(&mut self, id: Id<Thread>, stop: Stop) {
         match stop {
             Stop::Fault(fault) => self.take_fault(id, fault),
-            Stop::Insanity(insanity) => self.raise(id, Exception::Insanity, insanity as u64),
+            Stop::Insanity(insanity) => {
+                self.raise(id, exception(Exception::Insanity, insanity as u64))
+            }
             Stop::Restart => self.wake(id),
         }
     }

@@ -19,6 +19,22 @@ pub const DEPTH_MAX: u32 = 16;
 /// Regions that dropping translations looks at before it gives up on precision.
 const VISITS_MAX: u32 = 4096;
 
+/// Bytes that one soft fault fills at most, aligned: what follows in a page table costs a tenth of
+/// the fault. Within one lowest-level table.
+const AROUND: u64 = 16 * PAGE_SIZE;
+
+/// Physical memory behind an address.
+struct Extent {
+    /// Its page.
+    page: u64,
+    /// What may be done with it.
+    prot: Prot,
+    /// Bytes before the address that are as contiguous, and as permitted.
+    before: u64,
+    /// Bytes from the address on.
+    after: u64,
+}
+
 /// An access that the hierarchy does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -63,17 +79,15 @@ impl Fault {
 }
 
 impl Kernel {
-    /// The physical page behind an address and what may be done with it, as the hierarchy says.
-    fn resolve(
-        &mut self,
-        space: Id<Space>,
-        address: u64,
-        access: Prot,
-    ) -> Result<(u64, Prot), Fault> {
+    /// The physical page behind an address, what may be done with it, and how many pages around it
+    /// come from the same place, as the hierarchy says.
+    fn resolve(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<Extent, Fault> {
         let own = Fault::own(address, access);
         let mut fault = own;
         let mut prot = Prot::all();
         let (mut space, mut at) = (space, address);
+        // Bytes before and after that every step of the way has in common.
+        let (mut before, mut after) = (u64::MAX, u64::MAX);
         for depth in 0..DEPTH_MAX {
             let Some(space_now) = self.spaces.get(space) else {
                 return Err(fault);
@@ -83,6 +97,7 @@ impl Kernel {
             };
             let Mapping {
                 start,
+                size,
                 prot: limit,
                 source,
                 ..
@@ -94,9 +109,17 @@ impl Kernel {
             if !prot.contains(access) {
                 return Err(fault);
             }
+            before = before.min(at - start);
+            after = after.min(start + size - at);
             let (region_id, offset) = match source {
                 Source::Physical(base) => {
-                    return Ok((base + (at - start) & !(PAGE_SIZE - 1), prot));
+                    let page = base + (at - start) & !(PAGE_SIZE - 1);
+                    return Ok(Extent {
+                        page,
+                        prot,
+                        before,
+                        after,
+                    });
                 }
                 Source::Region(region, offset) => (region, offset + (at - start)),
                 Source::None => return Err(fault),
@@ -113,6 +136,8 @@ impl Kernel {
             prot &= region.prot;
             match region.space {
                 Some(next) if offset < region.size && prot.contains(access) => {
+                    before = before.min(offset);
+                    after = after.min(region.size - offset);
                     (space, at) = (next, region.start + offset);
                 }
                 _ => return Err(fault),
@@ -121,11 +146,26 @@ impl Kernel {
         Err(fault)
     }
 
-    /// A soft fault: fills the page table from the hierarchy. An error is a hard fault.
+    /// A soft fault: fills the page table from the hierarchy, with the neighbours in the same
+    /// [`AROUND`] that come from the same place. An error is a hard fault.
     pub fn fill(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<u64, Fault> {
-        let (page, prot) = self.resolve(space, address, access)?;
+        let Extent {
+            page,
+            prot,
+            before,
+            after,
+        } = self.resolve(space, address, access)?;
         let table = self.spaces[space].page_table;
-        let mapped = page_table::map(&mut self.frames, table, address, page, prot);
+        let at = address & !(PAGE_SIZE - 1);
+        let first = at - (at % AROUND).min(before & !(PAGE_SIZE - 1));
+        let last = at + (AROUND - at % AROUND).min(after.next_multiple_of(PAGE_SIZE));
+        let mapped = page_table::map(
+            &mut self.frames,
+            table,
+            first..last,
+            page - (at - first),
+            prot,
+        );
         if mapped.is_none() {
             return Err(Fault {
                 code: Exception::NoMemory,
@@ -138,7 +178,7 @@ impl Kernel {
 
     /// The physical address behind an address of a space, if anything can read there.
     pub fn peek(&mut self, space: Id<Space>, address: u64) -> Option<u64> {
-        let (page, _) = self.resolve(space, address, Prot::READ).ok()?;
+        let page = self.resolve(space, address, Prot::READ).ok()?.page;
         Some(page | address % PAGE_SIZE)
     }
 

@@ -1,5 +1,7 @@
 //! Four-level page tables (SDM vol. 3, 4.5), with 4 KiB pages in the user half.
 
+use core::ops::Range;
+
 use fluke_abi::layout::PAGE_SIZE;
 use fluke_abi::state::Prot;
 
@@ -67,8 +69,16 @@ pub fn lookup(root: u64, address: u64, access: Prot) -> Option<u64> {
     }
 }
 
-/// Maps a page. Fails if the pool has no page for a table.
-pub fn map(pool: &mut FramePool, root: u64, address: u64, page: u64, prot: Prot) -> Option<()> {
+/// Maps pages that one lowest-level table covers to consecutive physical pages from `page` on.
+/// Fails if the pool has no page for a table.
+pub fn map(
+    pool: &mut FramePool,
+    root: u64,
+    addresses: Range<u64>,
+    mut page: u64,
+    prot: Prot,
+) -> Option<()> {
+    let address = addresses.start;
     let mut table = root;
     for level in [4, 3, 2] {
         let at = table + index(address, level) * 8;
@@ -89,10 +99,11 @@ pub fn map(pool: &mut FramePool, root: u64, address: u64, page: u64, prot: Prot)
     } else {
         NO_EXECUTE
     };
-    write_word(
-        table + index(address, 1) * 8,
-        page | PRESENT | USER | writable | no_execute,
-    );
+    for at in addresses.step_by(PAGE_SIZE as usize) {
+        let entry = page | PRESENT | USER | writable | no_execute;
+        write_word(table + index(at, 1) * 8, entry);
+        page += PAGE_SIZE;
+    }
     Some(())
 }
 
@@ -150,7 +161,14 @@ mod tests {
         let root = create(&mut pool, template).unwrap();
         let tables = pool.live();
         let address = 0x7fff_0000_3000;
-        map(&mut pool, root, address, 0x5000, Prot::READ | Prot::WRITE).unwrap();
+        map(
+            &mut pool,
+            root,
+            address..address + PAGE_SIZE,
+            0x5000,
+            Prot::READ | Prot::WRITE,
+        )
+        .unwrap();
         assert_eq!(lookup(root, address + 5, Prot::WRITE), Some(0x5005));
         assert_eq!(lookup(root, address, Prot::EXECUTE), None);
         assert_eq!(lookup(root, address + PAGE_SIZE, Prot::READ), None);

@@ -1,7 +1,7 @@
 //! Spaces: address spaces, called tasks in the manual (fluke-api 4).
 
 use fluke_abi::code::Status;
-use fluke_abi::layout::GATE;
+use fluke_abi::layout::{GATE, PAGE_SIZE};
 use fluke_abi::object::Type;
 use fluke_abi::state::Prot;
 
@@ -66,7 +66,7 @@ impl Kernel {
             page_table::map(
                 &mut self.frames,
                 table,
-                GATE,
+                GATE..GATE + PAGE_SIZE,
                 gate,
                 Prot::READ | Prot::EXECUTE,
             )

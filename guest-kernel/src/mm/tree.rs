@@ -21,34 +21,60 @@ fn weight(id: Id<Mapping>) -> u32 {
         .wrapping_mul(0x85eb_ca6b)
 }
 
-/// Splits into what starts before `start`, and the rest.
-fn split(all: &mut Arena<Mapping>, tree: Tree, start: u64) -> (Tree, Tree) {
-    let Some(id) = tree else { return (None, None) };
-    if all[id].start < start {
-        let (left, right) = split(all, all[id].children.1, start);
-        all[id].children.1 = left;
-        (tree, right)
-    } else {
-        let (left, right) = split(all, all[id].children.0, start);
-        all[id].children.0 = right;
-        (left, tree)
+/// Where a subtree hangs: nowhere yet, or to the left or right of a mapping.
+#[derive(Clone, Copy)]
+enum Place {
+    Root,
+    Left(Id<Mapping>),
+    Right(Id<Mapping>),
+}
+
+/// Hangs `tree` at a place; returns what the whole tree now is.
+fn hang(all: &mut Arena<Mapping>, root: Tree, place: Place, tree: Tree) -> Tree {
+    match place {
+        Place::Root => return tree,
+        Place::Left(id) => all[id].children.0 = tree,
+        Place::Right(id) => all[id].children.1 = tree,
     }
+    root
+}
+
+/// Splits into what starts before `start`, and the rest. A loop: kernel stacks are small.
+fn split(all: &mut Arena<Mapping>, mut tree: Tree, start: u64) -> (Tree, Tree) {
+    let (mut left, mut right) = (None, None);
+    let (mut left_end, mut right_end) = (Place::Root, Place::Root);
+    while let Some(id) = tree {
+        if all[id].start < start {
+            left = hang(all, left, left_end, tree);
+            left_end = Place::Right(id);
+            tree = all[id].children.1;
+        } else {
+            right = hang(all, right, right_end, tree);
+            right_end = Place::Left(id);
+            tree = all[id].children.0;
+        }
+    }
+    (
+        hang(all, left, left_end, None),
+        hang(all, right, right_end, None),
+    )
 }
 
 /// Joins two trees; everything in `left` starts before everything in `right`.
-fn merge(all: &mut Arena<Mapping>, left: Tree, right: Tree) -> Tree {
-    let (Some(l), Some(r)) = (left, right) else {
-        return left.or(right);
-    };
-    if weight(l) > weight(r) {
-        let joined = merge(all, all[l].children.1, right);
-        all[l].children.1 = joined;
-        left
-    } else {
-        let joined = merge(all, left, all[r].children.0);
-        all[r].children.0 = joined;
-        right
+fn merge(all: &mut Arena<Mapping>, mut left: Tree, mut right: Tree) -> Tree {
+    let (mut root, mut end) = (None, Place::Root);
+    while let (Some(l), Some(r)) = (left, right) {
+        if weight(l) > weight(r) {
+            root = hang(all, root, end, left);
+            end = Place::Right(l);
+            left = all[l].children.1;
+        } else {
+            root = hang(all, root, end, right);
+            end = Place::Left(r);
+            right = all[r].children.0;
+        }
     }
+    hang(all, root, end, left.or(right))
 }
 
 impl MappingTree {

@@ -51,8 +51,10 @@ impl fmt::Display for Describe<'_> {
                     "writing"
                 } else if access.contains(Prot::EXECUTE) {
                     "executing"
-                } else {
+                } else if access.contains(Prot::READ) {
                     "reading"
+                } else {
+                    "accessing"
                 };
                 write!(
                     f,

@@ -6,7 +6,8 @@
 //! insanity `NoObject`, an exception of the calling thread.
 
 use alloc::boxed::Box;
-use core::ptr::{from_ref, null, null_mut};
+use core::alloc::Layout;
+use core::ptr::{NonNull, from_ref, null, null_mut};
 
 use fluke_abi::code::Status;
 use fluke_abi::object::{self, Type};
@@ -42,9 +43,19 @@ macro_rules! objects {
 
             /// Makes an object in memory of its own, for good.
             pub fn alloc() -> Result<&'static Self, Status> {
-                let object = Box::new(Self::new());
+                // Not a `Box`, because a program that runs out of memory here can go on.
+                let memory = NonNull::new(
+                    // SAFETY: an object has a size.
+                    unsafe { alloc::alloc::alloc(Layout::new::<Self>()) }.cast::<Self>(),
+                );
+                let Some(memory) = memory else { return Err(Status::NoMemory) };
+                // SAFETY: the memory is the object's from here on.
+                let object = unsafe {
+                    memory.write(Self::new());
+                    memory.as_ref()
+                };
                 object.create()?;
-                Ok(Box::leak(object))
+                Ok(object)
             }
 
             /// Unmakes the object; its memory may be used for another.

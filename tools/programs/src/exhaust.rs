@@ -5,8 +5,8 @@ use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use alloc::vec::Vec;
 
 use fluke_abi::code::Status;
-use libfluke::object::{Pset, Region, Task, Thread};
-use libfluke::println;
+use libfluke::object::{Task, Thread};
+use libfluke::{heap, println, startup};
 
 /// Objects lie this far apart: the kernel looks an object up among those of the same page.
 const STRIDE: usize = 256;
@@ -33,7 +33,7 @@ macro_rules! kinds {
     )*};
 }
 
-kinds!(Thread Task Region Pset);
+kinds!(Thread Task);
 
 /// Makes objects until that fails, then unmakes them; returns how many.
 fn fill<T: Kind + 'static>() -> (usize, Status) {
@@ -74,14 +74,28 @@ fn twice<T: Kind + 'static>() -> bool {
     fine
 }
 
-/// The program.
+/// Uses ever more of the heap, a word in each MiB. The root program ends this.
+fn use_memory() -> u64 {
+    const PIECE: u64 = 1 << 20;
+    let mut used = 0;
+    while let Some(memory) = heap::pages(PIECE) {
+        // SAFETY: the memory was just allocated.
+        unsafe { (memory as *mut u64).write_volatile(1) };
+        used += PIECE;
+    }
+    println!(
+        "exhaust: {} MiB of heap used, and nobody minded",
+        used >> 20
+    );
+    crate::FAILED
+}
+
+/// The program. With the argument `memory` it exhausts user memory instead.
 pub fn main() -> u64 {
-    let fine = [
-        twice::<Thread>(),
-        twice::<Task>(),
-        twice::<Region>(),
-        twice::<Pset>(),
-    ];
+    if startup::args().nth(1) == Some("memory") {
+        return use_memory();
+    }
+    let fine = [twice::<Thread>(), twice::<Task>()];
     if fine.contains(&false) {
         crate::FAILED
     } else {

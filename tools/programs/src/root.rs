@@ -25,8 +25,11 @@ use libfluke::{exit, heap, println};
 
 /// Where the program's heap appears in the root's space.
 const WINDOW: u64 = 0x20_0000_0000;
-/// Least size of the program's heap, whether or not there is memory for all of it.
-const HEAP_MIN: u64 = 16 << 20;
+/// The program's heap is this many times larger than memory, since allocators use addresses more
+/// freely than memory: running out is for the root program to notice, and say.
+const HEAP_FACTOR: u64 = 4;
+/// Least and greatest size of the program's heap.
+const HEAP_LIMITS: (u64, u64) = (16 << 20, 64 << 30);
 /// Memory given out at once: little at first, so that small programs stay small, then more, so
 /// that big ones do not fault for every page. Falls back to less when memory gets short.
 const CLUSTERS: [(u64, u64); 3] = [(4 << 20, 1 << 20), (0, 64 << 10), (0, PAGE_SIZE)];
@@ -114,7 +117,8 @@ pub fn main() -> u64 {
             return crate::USAGE;
         }
     };
-    let mut window = Window::new(info.memory_size.next_multiple_of(1 << 20).max(HEAP_MIN));
+    let heap_size = (HEAP_FACTOR * info.memory_size).next_multiple_of(1 << 20);
+    let mut window = Window::new(heap_size.clamp(HEAP_LIMITS.0, HEAP_LIMITS.1));
     let pset = match start(info, modules, window.size) {
         Ok(pset) => pset,
         Err(error) => {

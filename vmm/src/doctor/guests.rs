@@ -279,6 +279,8 @@ flukevm_doctor_step:
     mov eax, 1
     out {mark}, eax
 
+    // A place at CPL 0, mark 1; a place at CPL 3, mark 2. The mark between them makes sure that
+    // even a host which emulates some user instructions runs the second place as it usually does.
     .globl flukevm_doctor_break
 flukevm_doctor_break:
     nop
@@ -286,10 +288,13 @@ flukevm_doctor_break:
 flukevm_doctor_break_cpl0:
     nop
     flukevm_doctor_to_user 2f, 2
-2:  nop
+2:  mov eax, 1
+    int3
+    nop
     .globl flukevm_doctor_break_cpl3
 flukevm_doctor_break_cpl3:
-    mov eax, 1
+    nop
+    mov eax, 2
     int3
 
     // Write where the host says.
@@ -387,9 +392,9 @@ labels! {
     IpiWait = flukevm_doctor_ipi_wait,
     /// Handler of [`IPI_VECTOR`].
     IpiSeen = flukevm_doctor_ipi_seen,
-    /// [`STEP_INSTRUCTIONS`] times `nop`, then mark 1.
+    /// [`STEP_INSTRUCTIONS`] times `nop`, then mark 1; may be entered at either level.
     Step = flukevm_doctor_step,
-    /// Passes the next two labels, then mark 1.
+    /// Passes the next label, mark 1, the label after that, mark 2.
     Break = flukevm_doctor_break,
     /// Executed at CPL 0.
     BreakCpl0 = flukevm_doctor_break_cpl0,

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluke_abi::boot::{KERNEL_CS, KERNEL_SS, USER_SS};
+use fluke_abi::boot::{KERNEL_CS, KERNEL_SS, USER_CS, USER_SS};
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MAX_CPUID_ENTRIES,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MP_STATE_RUNNABLE, Msrs, kvm_guest_debug, kvm_guest_debug_arch,
@@ -36,6 +36,8 @@ const STACK: u64 = 0x5_0000;
 const STACK_BYTES: u64 = 0x1_0000;
 /// Stack that an interrupt from CPL 3 starts with.
 const TRAP_STACK: u64 = 0x4_0000;
+/// Where the guest itself takes a debug exception.
+const DEBUG_STUB: u64 = guests::CODE + guests::STUB_BYTES;
 /// Where KVM may put pages of its own.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
@@ -58,7 +60,7 @@ pub enum Broken {
     TripleFault,
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
-    #[error("the guest saw {0}")]
+    #[error("{0}")]
     Wrong(String),
     #[error("KVM stopped the guest: {0}")]
     Exit(String),
@@ -299,6 +301,19 @@ impl Cpu {
             .map_err(host("starting a vCPU"))
     }
 
+    /// Lets the CPU start at CPL 3.
+    pub fn drop_to_user(&self) -> Result<(), Broken> {
+        const USER: u8 = 3;
+        let mut special = self.fd.get_sregs().map_err(host("reading registers"))?;
+        (special.cs.selector, special.cs.dpl) = (USER_CS, USER);
+        for data in [&mut special.ss, &mut special.ds, &mut special.es] {
+            (data.selector, data.dpl) = (USER_SS, USER);
+        }
+        self.fd
+            .set_sregs(&special)
+            .map_err(host("setting registers"))
+    }
+
     /// Stops after every instruction, or not.
     pub fn single_step(&self, on: bool) -> Result<(), Broken> {
         let control = if on {
@@ -358,12 +373,20 @@ impl Cpu {
         }
     }
 
-    /// Runs to a mark, which must be this one.
+    /// Runs until the guest says or does something, which must be this.
     pub fn expect(&mut self, stop: &Stop, event: Event) -> Result<(), Broken> {
-        match self.run(stop)? {
-            seen if seen == event => Ok(()),
-            seen => Err(Broken::Wrong(format!("{seen:x?} instead of {event:x?}"))),
+        let seen = self.run(stop)?;
+        if seen == event {
+            return Ok(());
         }
+        Err(Broken::Wrong(match (seen, event) {
+            (Event::Debug(at), _) if at.wrapping_sub(DEBUG_STUB) < guests::STUB_BYTES => {
+                "the debug exception went to the guest".into()
+            }
+            (Event::Mark(_), Event::Debug(at)) => format!("the guest did not stop at {at:#x}"),
+            (Event::Debug(at), _) => format!("the guest stopped at {at:#x}"),
+            (Event::Mark(value), _) => format!("the guest reports {value:#x}"),
+        }))
     }
 }
 

@@ -133,7 +133,12 @@ fn examine() -> Result<Report, Error> {
         x2apic_timer: problems.works("x2apic_timer", probes::timer(&kvm)),
         x2apic_ipi: problems.works("x2apic_ipi", probes::ipi(&kvm)),
         single_step: step.is_some(),
+        single_step_at_cpl3: problems.works("single_step_at_cpl3", probes::single_step_cpl3(&kvm)),
         hardware_breakpoints: problems.works("hardware_breakpoints", probes::breakpoints(&kvm)),
+        hardware_breakpoints_at_cpl3: problems.works(
+            "hardware_breakpoints_at_cpl3",
+            probes::breakpoints_cpl3(&kvm),
+        ),
         dirty_log: problems.works("dirty_log", probes::dirty_log(&kvm)),
         max_vcpus: kvm.get_max_vcpus(),
         recommended_vcpus: kvm.get_nr_vcpus(),
@@ -173,7 +178,11 @@ mod tests {
         let table = report.to_table();
         assert_eq!(report.kvm_api_version, 12, "{table}");
         assert!(report.single_step, "{table}");
-        assert!(report.hardware_breakpoints, "{table}");
+        // QEMU's emulation of SVM, where CPL 0 is "hardware", has none.
+        assert!(
+            report.hardware_breakpoints || report.cpl0 == Cpl0::Hardware,
+            "{table}"
+        );
         assert!(report.dirty_log, "{table}");
         assert!(report.x2apic_timer, "{table}");
         assert!(report.x2apic_ipi, "{table}");

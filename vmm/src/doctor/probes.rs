@@ -13,10 +13,13 @@ use super::watchdog::{Bounded, Stop, bounded};
 /// A timed loop is long enough when it takes this.
 const LONG_ENOUGH: Duration = Duration::from_millis(4);
 /// Repetitions of a timed loop; the fastest counts.
-const REPETITIONS: u32 = 3;
+const REPETITIONS: u32 = 5;
 /// Vector of an invalid instruction, `ud2` among them.
 const INVALID_OPCODE: u8 = 6;
 const PAGE: u64 = 4096;
+/// How long the syscall probe may take. It decides about the gate, and a busy host must not make
+/// it another one.
+const SYSCALL_LIMIT: Duration = Duration::from_secs(5);
 
 fn boot(kvm: &Kvm, machine: Machine, entry: Label) -> Result<Cpu, Broken> {
     Cpu::new(kvm, &Arc::new(machine), 0, entry, Label::SyscallEntry)
@@ -25,13 +28,14 @@ fn boot(kvm: &Kvm, machine: Machine, entry: Label) -> Result<Cpu, Broken> {
 /// Does `syscall` from CPL 3 come to CPL 0, and `sysret` back?
 pub fn syscall(kvm: &Arc<Kvm>) -> Result<(), Broken> {
     let kvm = Arc::clone(kvm);
-    bounded(move |stop| {
+    let probe = Bounded::start(move |stop| {
         let mut cpu = boot(&kvm, Machine::new(&kvm)?, Label::Syscall)?;
         for selector in [KERNEL_CS, KERNEL_CS, USER_CS] {
             cpu.expect(stop, Event::Mark(selector.into()))?;
         }
         Ok(())
-    })
+    })?;
+    probe.wait_for(SYSCALL_LIMIT)
 }
 
 /// Does SSE work at CPL 0?
@@ -67,7 +71,7 @@ pub fn ipi(kvm: &Arc<Kvm>) -> Result<(), Broken> {
     waiter?.wait().and(sent)
 }
 
-/// Does KVM stop after every instruction? Returns nanoseconds for a step.
+/// Does KVM stop after every instruction of a kernel? Returns nanoseconds for a step.
 pub fn single_step(kvm: &Arc<Kvm>) -> Result<f64, Broken> {
     let kvm = Arc::clone(kvm);
     bounded(move |stop| {
@@ -84,18 +88,42 @@ pub fn single_step(kvm: &Arc<Kvm>) -> Result<f64, Broken> {
     })
 }
 
-/// Does KVM stop at breakpoints at CPL 0 and CPL 3?
+/// Does KVM stop after every instruction of a program?
+pub fn single_step_cpl3(kvm: &Arc<Kvm>) -> Result<(), Broken> {
+    let kvm = Arc::clone(kvm);
+    bounded(move |stop| {
+        let mut cpu = boot(&kvm, Machine::new(&kvm)?, Label::Step)?;
+        cpu.drop_to_user()?;
+        cpu.single_step(true)?;
+        for step in 1..=guests::STEP_INSTRUCTIONS {
+            cpu.expect(stop, Event::Debug(Label::Step.address() + step))?;
+        }
+        Ok(())
+    })
+}
+
+/// Does KVM stop at breakpoints at CPL 0?
 pub fn breakpoints(kvm: &Arc<Kvm>) -> Result<(), Broken> {
     let kvm = Arc::clone(kvm);
     bounded(move |stop| {
         let mut cpu = boot(&kvm, Machine::new(&kvm)?, Label::Break)?;
-        for place in [Label::BreakCpl0, Label::BreakCpl3] {
-            cpu.break_at(place)?;
-            let r = cpu.expect(stop, Event::Debug(place.address()));
-            eprintln!("{place:?} {r:?}");
-        }
+        cpu.break_at(Label::BreakCpl0)?;
+        cpu.expect(stop, Event::Debug(Label::BreakCpl0.address()))?;
         cpu.single_step(false)?;
         cpu.expect(stop, Event::Mark(1))
+    })
+}
+
+/// Does KVM stop at breakpoints at CPL 3?
+pub fn breakpoints_cpl3(kvm: &Arc<Kvm>) -> Result<(), Broken> {
+    let kvm = Arc::clone(kvm);
+    bounded(move |stop| {
+        let mut cpu = boot(&kvm, Machine::new(&kvm)?, Label::Break)?;
+        cpu.break_at(Label::BreakCpl3)?;
+        cpu.expect(stop, Event::Mark(1))?;
+        cpu.expect(stop, Event::Debug(Label::BreakCpl3.address()))?;
+        cpu.single_step(false)?;
+        cpu.expect(stop, Event::Mark(2))
     })
 }
 
@@ -185,4 +213,37 @@ pub fn pio_exit(kvm: &Arc<Kvm>, cpl0_instruction_ns: Option<f64>) -> Result<f64,
     const LOOP_OVERHEAD: f64 = 2.0;
     let turn = time(kvm, Label::PioLoop)?;
     Ok((turn - LOOP_OVERHEAD * cpl0_instruction_ns.unwrap_or(0.0)).max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::PoisonError;
+
+    use super::super::{PROBING, machine};
+    use super::*;
+
+    #[test]
+    fn guests_that_hang_are_stopped() {
+        let _one = PROBING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kvm, _) = machine::open().expect("this test needs a usable /dev/kvm");
+        let kvm = Arc::new(kvm);
+        let hung = [Label::Cpl0Loop, Label::Cpl3Loop, Label::IpiWait].map(|entry| {
+            let kvm = Arc::clone(&kvm);
+            let probe = Bounded::start(move |stop| {
+                let machine = Machine::with_apic(&kvm)?;
+                machine.write(guests::INPUT, u64::MAX)?;
+                let mut cpu = boot(&kvm, machine, entry)?;
+                while cpu.run(stop)? == Event::Mark(1) {}
+                Ok(())
+            });
+            (entry, probe.unwrap())
+        });
+        for (entry, probe) in hung {
+            let result = probe.wait();
+            assert!(
+                matches!(result, Err(Broken::Timeout(_))),
+                "{entry:?}: {result:?}"
+            );
+        }
+    }
 }

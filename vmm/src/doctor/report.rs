@@ -38,8 +38,12 @@ pub struct Report {
     pub x2apic_ipi: bool,
     /// Whether KVM can stop after every instruction at CPL 0.
     pub single_step: bool,
-    /// Whether KVM can stop at an address, at CPL 0 and CPL 3.
+    /// Whether KVM can stop after every instruction at CPL 3.
+    pub single_step_at_cpl3: bool,
+    /// Whether KVM can stop at an address at CPL 0.
     pub hardware_breakpoints: bool,
+    /// Whether KVM can stop at an address at CPL 3.
+    pub hardware_breakpoints_at_cpl3: bool,
     /// Whether KVM tells which pages were written.
     pub dirty_log: bool,
     /// Most vCPUs of a machine.
@@ -86,6 +90,8 @@ pub struct Finding {
     pub value: String,
     /// What that means for the user.
     pub meaning: String,
+    /// What the probe saw, if it did not work.
+    pub why: Option<String>,
 }
 
 impl Report {
@@ -108,7 +114,7 @@ impl Report {
                 match self.cpl0 {
                     Cpl0::Hardware => "Kernels run at the speed of the processor.",
                     Cpl0::Emulated => {
-                        "KVM emulates kernel instructions one by one: kernels are slow, programs fast."
+                        "KVM emulates it instruction by instruction; only programs are fast."
                     }
                 },
             ),
@@ -140,7 +146,7 @@ impl Report {
         ]
     }
 
-    fn feature_lines(&self) -> [Finding; 7] {
+    fn feature_lines(&self) -> [Finding; 9] {
         [
             self.feature(
                 "sse_at_cpl0",
@@ -165,17 +171,31 @@ impl Report {
             ),
             self.feature(
                 "single_step",
-                "Single-step",
+                "Single-step, CPL 0",
                 self.single_step,
                 "A machine can be stopped between any two kernel instructions.",
-                "Counting and stopping by instructions will not work.",
+                "Counting kernel instructions, and stopping after some, will not work.",
+            ),
+            self.feature(
+                "single_step_at_cpl3",
+                "Single-step, CPL 3",
+                self.single_step_at_cpl3,
+                "A machine can be stopped between any two instructions of a program.",
+                "Programs can be stopped, but not stepped through.",
             ),
             self.feature(
                 "hardware_breakpoints",
-                "Hardware breakpoints",
+                "Breakpoints, CPL 0",
                 self.hardware_breakpoints,
-                "A machine can be stopped at kernel and user addresses.",
-                "Stopping at an address will not work.",
+                "A machine can be stopped at any kernel address.",
+                "Stopping at a kernel address will not work.",
+            ),
+            self.feature(
+                "hardware_breakpoints_at_cpl3",
+                "Breakpoints, CPL 3",
+                self.hardware_breakpoints_at_cpl3,
+                "A machine can be stopped at any address of a program.",
+                "Stop a program where it enters the kernel instead.",
             ),
             self.feature(
                 "dirty_log",
@@ -252,15 +272,12 @@ impl Report {
         value: impl Into<String>,
         meaning: impl Into<String>,
     ) -> Finding {
-        let mut meaning = meaning.into();
-        if let Some(why) = self.problems.get(key) {
-            let _ = write!(meaning, " ({why})");
-        }
         Finding {
             key,
             name,
             value: value.into(),
-            meaning,
+            meaning: meaning.into(),
+            why: self.problems.get(key).cloned(),
         }
     }
 
@@ -293,7 +310,8 @@ impl Report {
         }
     }
 
-    /// The report as a table for people, a line for each finding.
+    /// The report as a table for people: a line for each finding, and below what those probes
+    /// saw that did not work.
     pub fn to_table(&self) -> String {
         let findings = self.findings();
         let width = |text: fn(&Finding) -> &str| {
@@ -314,6 +332,14 @@ impl Report {
         } in &findings
         {
             let _ = writeln!(table, "{name:names$}  {value:values$}  {meaning}");
+        }
+        if !self.problems.is_empty() {
+            table.push_str("\nWhat the probes saw where something does not work:\n");
+        }
+        for Finding { name, why, .. } in &findings {
+            if let Some(why) = why {
+                let _ = writeln!(table, "{name:names$}  {why}");
+            }
         }
         table
     }
@@ -349,7 +375,9 @@ mod tests {
             x2apic_timer: true,
             x2apic_ipi: true,
             single_step: true,
+            single_step_at_cpl3: true,
             hardware_breakpoints: true,
+            hardware_breakpoints_at_cpl3: false,
             dirty_log: true,
             max_vcpus: 1024,
             recommended_vcpus: 2,
@@ -373,8 +401,8 @@ mod tests {
                 .lines()
                 .find(|line| line.starts_with(finding.name))
                 .unwrap();
-            assert_eq!(line.find(&finding.value), Some(22), "{line:?}");
-            assert_eq!(line.find(&finding.meaning), Some(32), "{line:?}");
+            assert_eq!(line.find(&finding.value), Some(21), "{line:?}");
+            assert_eq!(line.find(&finding.meaning), Some(31), "{line:?}");
         }
         assert!(
             table.contains("1.0 us") && table.contains("0.31 ns"),
@@ -384,7 +412,14 @@ mod tests {
             table.contains("27.1 us") && table.contains("170 us"),
             "{table}"
         );
-        assert!(table.contains("unknown   It could not be measured. (no answer within 1 s)"));
+        assert!(
+            table.contains("PIO exit             unknown   It could not be"),
+            "{table}"
+        );
+        assert!(
+            table.ends_with("PIO exit             no answer within 1 s\n"),
+            "{table}"
+        );
         assert_eq!(
             table.matches("ud2").count(),
             1,
@@ -412,6 +447,7 @@ mod tests {
                 "gate",
                 "gate_round_trip_ns",
                 "hardware_breakpoints",
+                "hardware_breakpoints_at_cpl3",
                 "kvm_api_version",
                 "kvm_path",
                 "max_vcpus",
@@ -419,6 +455,7 @@ mod tests {
                 "problems",
                 "recommended_vcpus",
                 "single_step",
+                "single_step_at_cpl3",
                 "single_step_ns",
                 "sse_at_cpl0",
                 "syscall_from_user",

@@ -11,7 +11,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_
 use super::machine::Broken;
 
 /// How long a probe may take before it counts as not working.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(2);
 /// How long a probe that was told to stop is kicked before it is left behind.
 const GRACE: Duration = Duration::from_secs(1);
 const KICK_INTERVAL: Duration = Duration::from_millis(5);
@@ -44,6 +44,7 @@ pub struct Bounded<T> {
     thread: JoinHandle<()>,
     result: Receiver<Result<T, Broken>>,
     stop: Stop,
+    started: Instant,
 }
 
 impl<T: Send + 'static> Bounded<T> {
@@ -71,12 +72,19 @@ impl<T: Send + 'static> Bounded<T> {
             thread,
             result,
             stop,
+            started: Instant::now(),
         })
     }
 
-    /// Waits for the result, or for the limit.
+    /// Waits for the result, or until the usual time has passed since the start.
     pub fn wait(self) -> Result<T, Broken> {
-        match self.result.recv_timeout(LIMIT) {
+        self.wait_for(LIMIT)
+    }
+
+    /// The same with another limit.
+    pub fn wait_for(self, limit: Duration) -> Result<T, Broken> {
+        let left = limit.saturating_sub(self.started.elapsed());
+        match self.result.recv_timeout(left) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Broken::Host("the probe failed within flukevm".into()));
@@ -92,11 +100,11 @@ impl<T: Send + 'static> Bounded<T> {
             }
             thread::sleep(KICK_INTERVAL);
         }
-        Err(Broken::Timeout(LIMIT))
+        Err(Broken::Timeout(limit))
     }
 }
 
-/// Runs `work` within the limit.
+/// Runs `work` within the usual time.
 pub fn bounded<T: Send + 'static>(
     work: impl FnOnce(&Stop) -> Result<T, Broken> + Send + 'static,
 ) -> Result<T, Broken> {

@@ -55,15 +55,16 @@ unsafe extern "C" {
 /// Makes the call in which the exception was raised return.
 unsafe extern "C" fn handle(thread: *mut Thread, code: u64, subcode: u64) {
     TAKEN.fetch_add(1, Relaxed);
-    let mut state = SavedState::default();
-    // SAFETY: the kernel passes the thread's own address; the state is ours.
-    unsafe {
-        sys::thread_get_saved_state(thread, &raw mut state);
-        // Past the trap instruction, where the gate returns to whoever called it.
-        state.rip = GATE_DONE;
-        state.rax = RAISED | (code & 0xffff) << 32 | subcode & 0xffff_ffff;
-        sys::thread_set_saved_state(thread, &raw const state);
-    }
+    let state = SavedState {
+        rax: RAISED | (code & 0xffff) << 32 | subcode & 0xffff_ffff,
+        // Past the trap instruction, where the gate returns to whoever called it, and where the
+        // registers rcx and rdx no longer matter.
+        rip: GATE_DONE,
+        rflags: 0x202,
+        ..SavedState::default()
+    };
+    // SAFETY: the kernel passes the thread's own address.
+    unsafe { sys::thread_set_saved_state(thread, &raw const state) };
 }
 
 /// Makes the handler that of the calling thread, `thread`.
