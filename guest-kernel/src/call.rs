@@ -117,8 +117,14 @@ impl Call {
         Ok(())
     }
 
-    /// Sleeps. The only way to: in the process model it returns `Ok` when the thread is woken, in
-    /// the interrupt model it always unwinds, and the call starts again from the registers.
+    /// The thread is to make the rest of the call itself, from user mode: between the two, interrupts
+    /// are taken and others get their turn.
+    pub fn call_again(&mut self) {
+        self.thread().in_call = false;
+    }
+
+    /// Sleeps. The only way to: it returns `Ok` when the thread is woken and the handler can go on, or
+    /// unwinds, and the call starts again from the registers. The execution model decides.
     #[inline]
     pub fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
         model::wait(self, wait)

@@ -39,7 +39,7 @@ impl Clock {
 /// `value * factor / 2^32`, saturating.
 #[inline]
 fn scale(value: u64, factor: u64) -> u64 {
-    let product = u128::from(value) * u128::from(factor) >> 32;
+    let product = (u128::from(value) * u128::from(factor)) >> 32;
     u64::try_from(product).unwrap_or(u64::MAX)
 }
 

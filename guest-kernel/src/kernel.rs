@@ -265,3 +265,80 @@ impl Kernel {
         ]
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::arch::memory::tests::SIZE;
+    use fluke_abi::object::Type;
+    use zerocopy::FromZeros;
+
+    /// A kernel in pretended physical memory: pool in the upper half, one CPU that is this thread.
+    pub(crate) fn kernel() -> Kernel {
+        let mut boot = BootInfo::new_zeroed();
+        boot.cpus = 1;
+        boot.memory_size = SIZE as u64;
+        boot.tsc_khz = 1_000_000;
+        boot.pool = Extent {
+            start: SIZE as u64 / 2,
+            size: SIZE as u64 / 2,
+        };
+        boot.stats = Extent {
+            start: 0x2000,
+            size: PAGE_SIZE,
+        };
+        boot.page_table = 0x3000;
+        boot.gate_page = 0x4000;
+        let pool: *mut u8 = direct(boot.pool.start);
+        // SAFETY: the pool lies within the pretended memory, which is this thread's.
+        unsafe {
+            pool.write_bytes(0, boot.pool.size as usize);
+            Kernel::new(&boot)
+        }
+    }
+
+    #[test]
+    fn objects_are_found_by_frame_and_offset() {
+        let mut kernel = kernel();
+        let at = 0x10_0040;
+        let mutex = kernel.create(None, Mutex::new).unwrap();
+        let cond = kernel.create(Some(7), Cond::new).unwrap();
+        let port = kernel.create(None, Port::new).unwrap();
+        kernel.attach(mutex, at);
+        kernel.attach(cond, at + OBJECT_SIZE);
+        kernel.attach(port, at + PAGE_SIZE);
+        let kind = |kernel: &mut Kernel, at| kernel.find_object(at).kind();
+        assert_eq!(kind(&mut kernel, at), Type::Mutex);
+        assert_eq!(kind(&mut kernel, at + OBJECT_SIZE), Type::Cond);
+        assert_eq!(kind(&mut kernel, at + 2 * OBJECT_SIZE), Type::Null);
+        assert_eq!(kind(&mut kernel, at + PAGE_SIZE), Type::Port);
+        assert_eq!(
+            kernel.next_object(at + 1),
+            Some((at + OBJECT_SIZE, Type::Cond))
+        );
+        kernel.detach(mutex);
+        assert_eq!(kind(&mut kernel, at), Type::Null);
+        assert_eq!(kind(&mut kernel, at + OBJECT_SIZE), Type::Cond);
+        assert_eq!(kernel.conds[cond].header().hash, 7);
+    }
+
+    #[test]
+    fn a_full_pool_is_an_error_and_leaves_nothing_behind() {
+        let mut kernel = kernel();
+        let frames = kernel.frames.live();
+        let mut spaces = Vec::new();
+        while let Ok(space) = kernel.create_space(None) {
+            spaces.push(space);
+        }
+        assert!(!spaces.is_empty());
+        let count = spaces.len();
+        for space in spaces {
+            kernel.destroy_space(space);
+        }
+        assert_eq!((kernel.spaces.live(), kernel.frames.live()), (0, frames));
+        assert_eq!(
+            core::iter::from_fn(|| kernel.create_space(None).ok()).count(),
+            count
+        );
+    }
+}

@@ -11,24 +11,33 @@
 //! Compiled for the host, the crate is a library whose logic is tested there; the bootable image is
 //! `main.rs`.
 #![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
 
 #[cfg(test)]
 extern crate std;
 
+#[allow(unsafe_code, reason = "the machine")]
 pub mod arch;
+#[allow(unsafe_code, reason = "memory of objects")]
 pub mod arena;
+#[allow(unsafe_code, reason = "the lock, and leaving stacks")]
 pub mod boundary;
+#[allow(unsafe_code, reason = "the running thread stays")]
 pub mod call;
 pub mod clock;
 pub mod entry;
 pub mod ipc;
+#[allow(unsafe_code, reason = "dividing the pool")]
 pub mod kernel;
 pub mod mm;
+#[allow(unsafe_code, reason = "stack switching")]
 pub mod model;
+#[allow(unsafe_code, reason = "memory of the table")]
 pub mod object;
 pub mod queue;
 pub mod reference;
 pub mod sched;
+#[allow(unsafe_code, reason = "the list of free stacks")]
 pub mod stacks;
 pub mod sync;
 pub mod thread;

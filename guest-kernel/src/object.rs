@@ -109,9 +109,8 @@ impl ObjectTable {
     pub unsafe fn new(at: u64, memory_size: u64) -> Self {
         let frames = (memory_size / PAGE_SIZE) as usize;
         // SAFETY: the caller gives the memory, zero is `Name::NONE`.
-        Self {
-            heads: unsafe { core::slice::from_raw_parts_mut(direct(at), frames) },
-        }
+        let heads = unsafe { core::slice::from_raw_parts_mut(direct(at), frames) };
+        Self { heads }
     }
 
     /// First object in the frame of a physical address.

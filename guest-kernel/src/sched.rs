@@ -339,8 +339,7 @@ impl Kernel {
         let thread = &mut self.threads[id];
         thread.run = Run::Running(number as u32);
         if let Some(hardware) = &mut cpu.hardware {
-            // SAFETY: on this CPU; a running thread stays.
-            unsafe { hardware.set_frame(&raw const thread.frame) };
+            hardware.set_frame(&thread.frame);
         }
         Some(id)
     }

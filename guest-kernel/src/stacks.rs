@@ -2,8 +2,9 @@
 
 use fluke_abi::layout::KERNEL_STACKS;
 
-/// Bytes of a kernel stack.
-pub const STACK_BYTES: u64 = 8192;
+/// Bytes of a kernel stack. The deepest use is dropping translations through
+/// [`crate::mm::hierarchy::DEPTH_MAX`] levels of regions.
+pub const STACK_BYTES: u64 = 16384;
 
 /// Top of a stack slot.
 const fn top(slot: u32) -> u64 {

@@ -162,9 +162,12 @@ impl Cpu {
         }
     }
 
-    /// Number of the CPU that executes this.
+    /// Number of the CPU that executes this; on the host, where tests run, 0.
     #[inline]
     pub fn current_number() -> u32 {
+        if cfg!(test) {
+            return 0;
+        }
         let number: u32;
         // SAFETY: GS points to this CPU's state whenever the kernel runs.
         unsafe {
@@ -174,13 +177,11 @@ impl Cpu {
         number
     }
 
-    /// Makes traps from user mode store to `frame`.
-    ///
-    /// # Safety
-    /// Called on this CPU. The frame must be the start of a thread that stays while it runs here.
+    /// Makes traps from user mode on this CPU store to `frame`: the start of the thread that runs on
+    /// it from now on, which stays where it is until another one does.
     #[inline]
-    pub unsafe fn set_frame(&mut self, frame: *const Frame) {
-        self.frame = frame as u64;
+    pub fn set_frame(&mut self, frame: &Frame) {
+        self.frame = &raw const *frame as u64;
         self.frame_end = self.frame + FRAME_BYTES;
         self.tss.set(TaskState::RSP0, self.frame_end);
     }

@@ -78,12 +78,18 @@ unsafe extern "C" fn exception_stubs() {
         ".endif",
         "push vector",
         ".byte 0xe9",
+        // NMI, double fault and machine check come on stacks of their own: no thread's frame.
+        ".if vector == 2 || vector == 8 || vector == 18",
+        ".long {from_kernel} - . - 4",
+        ".else",
         ".long {trap} - . - 4",
+        ".endif",
         ".set vector, vector + 1",
         ".endr",
         exceptions = const EXCEPTIONS,
         stub_bytes = const STUB_BYTES,
         trap = sym trap,
+        from_kernel = sym from_kernel,
     );
 }
 
@@ -126,6 +132,9 @@ unsafe extern "C" fn trap() {
 
 /// `syscall` entry, where the host's CPU has a usable one. Builds the frame that the other gate's
 /// trap would leave: instruction pointer at the trap instruction, because the call is not done yet.
+///
+/// # Safety
+/// Only the CPU goes here, from user mode.
 #[unsafe(naked)]
 pub unsafe extern "C" fn syscall_entry() {
     naked_asm!(
@@ -186,7 +195,11 @@ unsafe extern "C" fn enter() {
     );
 }
 
-/// Leaves to the running thread. The kernel lock is free and `in_user` set.
+/// Leaves to the running thread.
+///
+/// # Safety
+/// The CPU's frame must be that of its current thread, the kernel lock free, `in_user` set, and
+/// nothing on the stack of any further use.
 #[unsafe(naked)]
 pub unsafe extern "C" fn leave() -> ! {
     naked_asm!(

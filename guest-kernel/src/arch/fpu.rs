@@ -46,7 +46,7 @@ impl Fpu {
     pub fn save(&mut self) {
         // SAFETY: the image is 512 bytes, aligned to 16.
         unsafe {
-            core::arch::asm!("fxsave64 [{}]", in(reg) &raw mut self.0, options(nostack, preserves_flags))
+            core::arch::asm!("fxsave64 [{}]", in(reg) &raw mut self.0, options(nostack, preserves_flags));
         };
     }
 
@@ -55,7 +55,7 @@ impl Fpu {
     pub fn restore(&self) {
         // SAFETY: as in `save`; `import` has removed what faults. No kernel code uses the registers.
         unsafe {
-            core::arch::asm!("fxrstor64 [{}]", in(reg) &raw const self.0, options(nostack, preserves_flags))
+            core::arch::asm!("fxrstor64 [{}]", in(reg) &raw const self.0, options(nostack, preserves_flags));
         };
     }
 }

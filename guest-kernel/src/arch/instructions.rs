@@ -36,7 +36,7 @@ pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: no side effect.
     unsafe {
-        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
     };
     u64::from(high) << 32 | u64::from(low)
 }
@@ -46,7 +46,7 @@ pub fn rdtsc() -> u64 {
 pub fn out32(port: u16, value: u32) {
     // SAFETY: the machine's ports (fluke_abi::port) do not change guest memory.
     unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags));
     };
 }
 
@@ -94,12 +94,10 @@ pub fn page_table() -> u64 {
     root
 }
 
-/// Changes the page table in use, or drops what the CPU remembers of it.
-///
-/// # Safety
-/// `root` must map the kernel as every page table does.
+/// Changes the page table in use, or drops what the CPU remembers of it. `root` is the kernel's own
+/// table or one made by `mm::page_table::create`: both map the kernel.
 #[inline]
-pub unsafe fn set_page_table(root: u64) {
-    // SAFETY: the caller's.
+pub fn set_page_table(root: u64) {
+    // SAFETY: all of the kernel stays mapped as it is, and it uses no user address.
     unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
 }

@@ -21,19 +21,23 @@ pub fn cpu_self(call: &mut Call) -> Done {
     call.complete(number.into())
 }
 
-/// Commit point: after each page, when both parameters have moved on.
+/// Commit point: after each page, when both parameters have moved on. The rest is called for from
+/// user mode, so that long text keeps nobody waiting.
 pub fn console_write(call: &mut Call) -> Done {
-    loop {
-        let (text, size) = (call.argument(0), call.argument(1));
-        if size == 0 {
-            return call.complete(0);
-        }
-        let physical = call.translate(text, Prot::READ)?;
-        let len = within_page(text, size);
-        out_bytes(port::CONSOLE, memory::bytes(physical, len as usize));
-        call.set_argument(0, text.wrapping_add(len));
-        call.set_argument(1, size - len);
+    let (text, size) = (call.argument(0), call.argument(1));
+    if size == 0 {
+        return call.complete(0);
     }
+    let physical = call.translate(text, Prot::READ)?;
+    let len = within_page(text, size);
+    out_bytes(port::CONSOLE, memory::bytes(physical, len as usize));
+    call.set_argument(0, text.wrapping_add(len));
+    call.set_argument(1, size - len);
+    if size == len {
+        return call.complete(0);
+    }
+    call.call_again();
+    Ok(())
 }
 
 /// Does not return.

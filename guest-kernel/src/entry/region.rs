@@ -102,48 +102,49 @@ pub fn region_protect(call: &mut Call) -> Done {
     call.complete(0)
 }
 
-/// Finds objects page by page. Commit point: after each object, when `*offset` and `*found_size`
-/// have moved on; the parameters in registers move with them.
+/// Finds the next object, or that the page has no more. Commit point: after that, when `*offset` and `*found_size`
+/// have moved on; the parameters in registers move with them, and the rest is called for from user
+/// mode, so that a long search keeps nobody waiting.
 pub fn region_search(call: &mut Call) -> Done {
     let id = call.object::<Region>(0)?;
     let offset_at = call.argument(1);
     let count_at = call.argument(4);
     call.prepare_write::<u64>(offset_at)?;
     call.prepare_write::<u64>(count_at)?;
-    loop {
-        let offset = call.read::<u64>(offset_at)?;
-        let left = call.argument(2);
-        let room = call.read::<u64>(count_at)?;
-        let region = &call.kernel().regions[id];
-        let (start, size, space) = (region.start, region.size, region.space);
-        if left == 0 || room == 0 || offset >= size {
-            return call.complete(0);
-        }
-        // The next object in this page, or the end of the page.
-        let in_page = (PAGE_SIZE - offset % PAGE_SIZE).min(left);
-        let physical = space.and_then(|space| call.kernel().peek(space, start + offset));
-        let found = physical.and_then(|physical| {
-            let (at, kind) = call.kernel().next_object(physical)?;
-            let distance = at - physical;
-            (distance < in_page).then_some((distance, kind))
-        });
-        let step = match found {
-            Some((distance, kind)) => {
-                let spec = ObjectSpec {
-                    object: start + offset + distance,
-                    kind: kind as u64,
-                };
-                debug_assert!(kind != Type::Null);
-                let out = call.argument(3);
-                call.prepare_write::<ObjectSpec>(out)?;
-                call.write(out, &spec)?;
-                call.write(count_at, &(room - 1))?;
-                call.set_argument(3, out + size_of::<ObjectSpec>() as u64);
-                (distance + OBJECT_SIZE).min(left)
-            }
-            None => in_page,
-        };
-        call.write(offset_at, &(offset + step))?;
-        call.set_argument(2, left - step);
+    let offset = call.read::<u64>(offset_at)?;
+    let left = call.argument(2);
+    let room = call.read::<u64>(count_at)?;
+    let region = &call.kernel().regions[id];
+    let (start, size, space) = (region.start, region.size, region.space);
+    if left == 0 || room == 0 || offset >= size {
+        return call.complete(0);
     }
+    // The next object in this page, or the end of the page.
+    let in_page = (PAGE_SIZE - offset % PAGE_SIZE).min(left);
+    let physical = space.and_then(|space| call.kernel().peek(space, start + offset));
+    let found = physical.and_then(|physical| {
+        let (at, kind) = call.kernel().next_object(physical)?;
+        let distance = at - physical;
+        (distance < in_page).then_some((distance, kind))
+    });
+    let step = match found {
+        Some((distance, kind)) => {
+            let spec = ObjectSpec {
+                object: start + offset + distance,
+                kind: kind as u64,
+            };
+            debug_assert!(kind != Type::Null);
+            let out = call.argument(3);
+            call.prepare_write::<ObjectSpec>(out)?;
+            call.write(out, &spec)?;
+            call.write(count_at, &(room - 1))?;
+            call.set_argument(3, out + size_of::<ObjectSpec>() as u64);
+            (distance + OBJECT_SIZE).min(left)
+        }
+        None => in_page,
+    };
+    call.write(offset_at, &(offset + step))?;
+    call.set_argument(2, left - step);
+    call.call_again();
+    Ok(())
 }

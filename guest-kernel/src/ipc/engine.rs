@@ -213,10 +213,10 @@ fn send(call: &mut Call, side: Side, next: Option<Entry>) -> Done {
                         }
                         Outcome::Sent => {}
                         Outcome::DataFull => {
-                            call.kernel().finish_other(receiver, Status::RecvMoreData)
+                            call.kernel().finish_other(receiver, Status::RecvMoreData);
                         }
                         Outcome::RefsFull => {
-                            call.kernel().finish_other(receiver, Status::RecvMoreRefs)
+                            call.kernel().finish_other(receiver, Status::RecvMoreRefs);
                         }
                     }
                 }
@@ -557,7 +557,7 @@ impl Kernel {
         match stop {
             Stop::Fault(fault) => self.take_fault(id, fault),
             Stop::Insanity(insanity) => {
-                self.raise(id, exception(Exception::Insanity, insanity as u64))
+                self.raise(id, exception(Exception::Insanity, insanity as u64));
             }
             Stop::Restart => self.wake(id),
         }

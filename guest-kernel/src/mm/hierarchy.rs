@@ -19,6 +19,12 @@ pub const DEPTH_MAX: u32 = 16;
 /// Regions that dropping translations looks at before it gives up on precision.
 const VISITS_MAX: u32 = 4096;
 
+/// Whether permissions allow an access. Page tables know no memory that can be written or executed
+/// but not read, so neither does the hierarchy.
+const fn allows(prot: Prot, access: Prot) -> bool {
+    prot.contains(access) || access.bits() == Prot::READ.bits() && !prot.is_empty()
+}
+
 /// Bytes that one soft fault fills at most, aligned: what follows in a page table costs a tenth of
 /// the fault. Within one lowest-level table.
 const AROUND: u64 = 16 * PAGE_SIZE;
@@ -106,14 +112,14 @@ impl Kernel {
             if depth == 0 || !matches!(source, Source::Physical(_)) {
                 prot &= limit;
             }
-            if !prot.contains(access) {
+            if !allows(prot, access) {
                 return Err(fault);
             }
             before = before.min(at - start);
             after = after.min(start + size - at);
             let (region_id, offset) = match source {
                 Source::Physical(base) => {
-                    let page = base + (at - start) & !(PAGE_SIZE - 1);
+                    let page = (base + (at - start)) & !(PAGE_SIZE - 1);
                     return Ok(Extent {
                         page,
                         prot,
@@ -135,7 +141,7 @@ impl Kernel {
             };
             prot &= region.prot;
             match region.space {
-                Some(next) if offset < region.size && prot.contains(access) => {
+                Some(next) if offset < region.size && allows(prot, access) => {
                     before = before.min(offset);
                     after = after.min(region.size - offset);
                     (space, at) = (next, region.start + offset);
@@ -147,7 +153,7 @@ impl Kernel {
     }
 
     /// A soft fault: fills the page table from the hierarchy, with the neighbours in the same
-    /// [`AROUND`] that come from the same place. An error is a hard fault.
+    /// 64 KiB that come from the same place. An error is a hard fault.
     pub fn fill(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<u64, Fault> {
         let Extent {
             page,
@@ -173,13 +179,13 @@ impl Kernel {
             });
         }
         self.stats().count(|stats| &mut stats.soft_faults);
-        Ok(page | address % PAGE_SIZE)
+        Ok(page | (address % PAGE_SIZE))
     }
 
     /// The physical address behind an address of a space, if anything can read there.
     pub fn peek(&mut self, space: Id<Space>, address: u64) -> Option<u64> {
         let page = self.resolve(space, address, Prot::READ).ok()?.page;
-        Some(page | address % PAGE_SIZE)
+        Some(page | (address % PAGE_SIZE))
     }
 
     /// Drops every translation that derives from a range of a space: in the space, and wherever
@@ -263,6 +269,197 @@ impl Kernel {
                 }
             }
             next = self.regions[region].mappings.after(&mut self.mappings, id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::tests::kernel;
+    use proptest::prelude::*;
+
+    /// Pages in each space that the tests use, from this address on.
+    const PAGES: u64 = 12;
+    const BASE: u64 = 0x1000_0000;
+
+    fn page(n: u64) -> u64 {
+        BASE + n * PAGE_SIZE
+    }
+
+    fn map(
+        kernel: &mut Kernel,
+        space: Id<Space>,
+        at: u64,
+        pages: u64,
+        source: Source,
+        prot: Prot,
+    ) -> Option<Id<Mapping>> {
+        let mut mapping = Mapping::new(0);
+        (mapping.start, mapping.size) = (page(at), pages * PAGE_SIZE);
+        (mapping.source, mapping.prot) = (source, prot);
+        let id = kernel.mappings.insert(mapping).ok()?;
+        let (start, end) = (page(at), page(at + pages));
+        if kernel.spaces[space]
+            .mappings
+            .overlaps(&kernel.mappings, start, end, id)
+        {
+            kernel.mappings.remove(id);
+            return None;
+        }
+        kernel.aim_mapping(id, space);
+        Some(id)
+    }
+
+    fn region(
+        kernel: &mut Kernel,
+        space: Id<Space>,
+        at: u64,
+        pages: u64,
+        prot: Prot,
+    ) -> Id<Region> {
+        let mut region = Region::new(0);
+        (region.start, region.size, region.prot) = (page(at), pages * PAGE_SIZE, prot);
+        let id = kernel.regions.insert(region).ok().unwrap();
+        kernel.set_region_space(id, Some(space));
+        id
+    }
+
+    /// What the page tables cache must be what the hierarchy says: no entry may outlive its reason.
+    fn check(kernel: &mut Kernel, spaces: &[Id<Space>]) -> Result<(), TestCaseError> {
+        for &space in spaces {
+            for n in 0..PAGES {
+                for access in [Prot::READ, Prot::WRITE, Prot::EXECUTE] {
+                    let cached =
+                        page_table::lookup(kernel.spaces[space].page_table, page(n), access);
+                    if let Some(cached) = cached {
+                        let now = kernel
+                            .resolve(space, page(n), access)
+                            .map(|extent| extent.page);
+                        prop_assert_eq!(now.ok(), Some(cached), "page {} for {:?}", n, access);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn memory_travels_two_levels_with_the_least_permissions() {
+        let mut kernel = kernel();
+        let [root, middle, leaf] = [(); 3].map(|()| kernel.create_space(None).unwrap());
+        map(
+            &mut kernel,
+            root,
+            0,
+            4,
+            Source::Physical(0x10_0000),
+            Prot::READ,
+        )
+        .unwrap();
+        let lower = region(&mut kernel, root, 0, 4, Prot::READ | Prot::WRITE);
+        map(
+            &mut kernel,
+            middle,
+            2,
+            4,
+            Source::Region(lower, 0),
+            Prot::all(),
+        )
+        .unwrap();
+        let upper = region(&mut kernel, middle, 2, 2, Prot::READ);
+        map(
+            &mut kernel,
+            leaf,
+            5,
+            4,
+            Source::Region(upper, PAGE_SIZE),
+            Prot::all(),
+        )
+        .unwrap();
+        assert_eq!(kernel.fill(middle, page(3), Prot::WRITE), Ok(0x10_1000));
+        assert_eq!(kernel.fill(leaf, page(5) + 8, Prot::READ), Ok(0x10_1008));
+        assert!(
+            kernel.fill(leaf, page(5), Prot::WRITE).is_err(),
+            "the upper region forbids it"
+        );
+        let beyond = kernel.fill(leaf, page(6), Prot::READ).unwrap_err();
+        assert_eq!(
+            beyond.region_offset,
+            2 * PAGE_SIZE,
+            "the fault is the upper region's"
+        );
+        kernel.set_region_space(lower, None);
+        let table = kernel.spaces[leaf].page_table;
+        assert_eq!(page_table::lookup(table, page(5), Prot::READ), None);
+    }
+
+    #[test]
+    fn a_cycle_of_regions_and_mappings_ends() {
+        let mut kernel = kernel();
+        let space = kernel.create_space(None).unwrap();
+        let cycle = region(&mut kernel, space, 0, 4, Prot::all());
+        let id = map(
+            &mut kernel,
+            space,
+            0,
+            4,
+            Source::Region(cycle, 0),
+            Prot::all(),
+        )
+        .unwrap();
+        assert!(kernel.fill(space, page(1), Prot::READ).is_err());
+        kernel.withdraw_mapping(id);
+        kernel.destroy_region(cycle);
+    }
+
+    proptest! {
+        /// Any history of mapping, exporting, touching, withdrawing and forbidding leaves no stale
+        /// translation, and everything can be taken down again.
+        #[test]
+        fn page_tables_are_only_a_cache(
+            operations in prop::collection::vec((0u8..6, 0usize..3, 0u64..PAGES, 1u64..5, 0u64..4, 0u64..8), 1..60)
+        ) {
+            let mut kernel = kernel();
+            let before = kernel.frames.live();
+            let spaces = [(); 3].map(|()| kernel.create_space(None).unwrap());
+
+            map(&mut kernel, spaces[0], 0, PAGES, Source::Physical(0x10_0000), Prot::all()).unwrap();
+            let (mut regions, mut mappings) = (Vec::new(), Vec::new());
+            for (operation, space, at, pages, offset, bits) in operations {
+                let (space, prot) = (spaces[space], Prot::from_bits_truncate(bits));
+                let pages = pages.min(PAGES - at);
+                match operation {
+                    0 => regions.push(region(&mut kernel, space, at, pages, prot)),
+                    1 if !regions.is_empty() => {
+                        let source = Source::Region(regions[bits as usize % regions.len()], offset * PAGE_SIZE);
+                        mappings.extend(map(&mut kernel, space, at, pages, source, Prot::all()));
+                    }
+                    2 => for access in [Prot::READ, Prot::WRITE, Prot::EXECUTE] {
+                        let _ = kernel.fill(space, page(at), access);
+                    },
+                    3 if !mappings.is_empty() => {
+                        let id = mappings.swap_remove(at as usize % mappings.len());
+                        kernel.withdraw_mapping(id);
+                    }
+                    4 if !regions.is_empty() => {
+                        let id = regions[at as usize % regions.len()];
+                        kernel.flush_region(id);
+                        kernel.regions[id].prot = prot;
+                    }
+                    5 if !regions.is_empty() => {
+                        let id = regions.swap_remove(at as usize % regions.len());
+                        kernel.destroy_region(id);
+                    }
+                    _ => {}
+                }
+                check(&mut kernel, &spaces)?;
+            }
+            for space in spaces {
+                kernel.destroy_space(space);
+            }
+            prop_assert_eq!(kernel.spaces.live(), 0);
+            prop_assert_eq!(kernel.frames.live(), before, "all tables are back");
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn lookup(root: u64, address: u64, access: Prot) -> Option<u64> {
             let page = entry & ADDRESS;
             return prot_of(entry)
                 .contains(access)
-                .then_some(page | address % PAGE_SIZE);
+                .then_some(page | (address % PAGE_SIZE));
         }
         table = entry & ADDRESS;
         level -= 1;

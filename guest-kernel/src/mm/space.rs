@@ -145,8 +145,7 @@ impl Kernel {
         cpu.flush = false;
         let before = core::mem::replace(&mut cpu.loaded, space);
         let table = space.map_or(self.page_table, |space| self.spaces[space].page_table);
-        // SAFETY: every space's page table maps the kernel.
-        unsafe { instructions::set_page_table(table) };
+        instructions::set_page_table(table);
         if let Some(before) = before.filter(|&b| self.spaces.get(b).is_some_and(|s| s.husk)) {
             self.reap(before);
         }

@@ -13,7 +13,7 @@ pub const STACK_PER_THREAD: bool = false;
 
 /// What a thread keeps of the kernel: nothing.
 #[derive(Default)]
-pub struct Stack;
+pub struct Stack {}
 
 /// Readies a new thread. Always possible.
 pub fn prepare(_: &mut Stacks, _: &mut Thread) -> Option<()> {
