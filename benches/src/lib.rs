@@ -1,1 +1,1 @@
-//! stub
+//! Benchmarks: `cargo bench -p benches`.

@@ -1,0 +1,285 @@
+//! Every guest program on every model with 1, 2 and 4 vCPUs, through the library.
+//!
+//! Needs KVM. A case is named `program/model/vcpus`. At most two run at once, unless
+//! `--test-threads` says otherwise: their vCPUs are many more than most hosts have CPUs.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use sha2::{Digest, Sha256};
+
+use flukevm::config::{GuestFile, MEMORY_DEFAULT, MEMORY_MIN, VmConfig};
+use flukevm::stop::StopReason;
+use flukevm::vm::{Outcome, Vm};
+
+const MODELS: [(&str, &str); 2] = [("process", "process-np"), ("interrupt", "interrupt-np")];
+const VCPUS: [u32; 3] = [1, 2, 4];
+const THREADS: usize = 2;
+/// A case that runs for longer hangs.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// A program that never ends runs for so long: enough to say so first, on a busy host too.
+const SPIN: Duration = Duration::from_secs(2);
+/// What `sha256tree` hashes: a size that is no whole number of its chunks, and of pages.
+const FILE_SIZE: usize = (256 << 10) + 77;
+const LARGE_FILE_SIZE: usize = (8 << 20) + 77;
+/// Bytes of a chunk of `sha256tree`.
+const CHUNK: usize = 1 << 20;
+
+/// How a run must end.
+#[derive(Clone, Copy)]
+enum End {
+    Exited(u32),
+    Timeout,
+}
+
+/// A program to run on every model with every number of vCPUs.
+#[derive(Clone)]
+struct Case {
+    name: &'static str,
+    program: &'static str,
+    args: Vec<String>,
+    files: Vec<GuestFile>,
+    memory: u64,
+    timeout: Duration,
+    end: End,
+    /// Each must be in what the guest prints; `{cpus}` stands for the number of vCPUs.
+    lines: Vec<String>,
+    check: fn(&str) -> Result<(), String>,
+}
+
+impl Case {
+    fn new(name: &'static str, end: End, lines: &[&str]) -> Self {
+        let (program, argument) = name.split_once('-').unwrap_or((name, ""));
+        Self {
+            name,
+            program,
+            args: [argument]
+                .into_iter()
+                .filter(|a| !a.is_empty())
+                .map(String::from)
+                .collect(),
+            files: Vec::new(),
+            memory: MEMORY_DEFAULT,
+            timeout: PATIENCE,
+            end,
+            lines: lines.iter().map(ToString::to_string).collect(),
+            check: |_| Ok(()),
+        }
+    }
+
+    fn small(mut self) -> Self {
+        self.memory = MEMORY_MIN;
+        self
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut hello = Case::new(
+        "hello",
+        End::Exited(3),
+        &[
+            "arg 0: hello\narg 1: 3\narg 2: a b\narg 3: \n",
+            "file data: 5 bytes\nfile empty: 0 bytes\n",
+        ],
+    );
+    hello.args = ["3", "a b", ""].map(String::from).into();
+    hello.files = vec![file("data", vec![1; 5]), file("empty", Vec::new())];
+
+    let mut spin = Case::new("spin", End::Timeout, &["spinning\n"]);
+    spin.timeout = SPIN;
+
+    let mut exhaust = Case::new("exhaust", End::Exited(0), &["Threads until", "Tasks until"]);
+    exhaust.check = |text| match text.matches(": ok\n").count() {
+        2 => Ok(()),
+        n => Err(format!("{n} kinds of object are ok, not 2")),
+    };
+
+    let mut tour = Case::new(
+        "tour",
+        End::Exited(0),
+        &[
+            "A tour of the Fluke kernel, on {cpus} CPUs.",
+            " checks, 0 failed\n",
+        ],
+    );
+    tour.check = |text| match text.matches("  ok      ").count() {
+        0..10 => Err("fewer than 10 checks".into()),
+        _ if text.contains("FAILED") => Err("a check failed".into()),
+        _ => Ok(()),
+    };
+
+    vec![
+        hello,
+        spin,
+        tour,
+        Case::new(
+            "wild",
+            End::Exited(0),
+            &[
+                "entry points came back",
+                "calls that sleep were stopped and destroyed\n",
+            ],
+        ),
+        exhaust.small(),
+        Case::new(
+            "exhaust-memory",
+            End::Exited(125),
+            &["root: out of memory: exhaust wants more than the "],
+        )
+        .small(),
+        Case::new(
+            "stress",
+            End::Exited(0),
+            &[
+                "8 threads on {cpus} CPUs: counter 120, token passed 120 times, sum 1440, \
+                 0 errors\n",
+            ],
+        ),
+        Case::new(
+            "badptr",
+            End::Exited(126),
+            &[
+                "badptr: page fault writing 0x10 at rip 0x",
+                ": no memory there\n",
+            ],
+        ),
+        Case::new(
+            "badptr-call",
+            End::Exited(126),
+            &["badptr: misuse of an entry point at rip 0x"],
+        ),
+        Case::new(
+            "badptr-jump",
+            End::Exited(126),
+            &["badptr: page fault executing 0x10 at rip 0x10: no memory there\n"],
+        ),
+        Case::new(
+            "badptr-stack",
+            End::Exited(126),
+            &["badptr: page fault writing 0x", ": no memory there\n"],
+        ),
+        Case::new(
+            "panics",
+            End::Exited(101),
+            &[
+                "panics: panicked at ",
+                "a panic as ordered, with 3\n  at 0x",
+            ],
+        ),
+        Case::new(
+            "chello",
+            End::Exited(0),
+            &[
+                "C: hello from the first thread\nC: hello from the second thread\n\
+                 C: both threads have run\n",
+            ],
+        ),
+        sha256tree("sha256tree", FILE_SIZE),
+    ]
+}
+
+fn file(name: &str, data: Vec<u8>) -> GuestFile {
+    GuestFile {
+        name: name.into(),
+        data,
+    }
+}
+
+/// Bytes without a pattern that a wrong page or offset would keep.
+fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+fn hex(hash: impl AsRef<[u8]>) -> String {
+    hash.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Hashes a file of noise and an empty one; the digests must be those computed here.
+fn sha256tree(name: &'static str, size: usize) -> Case {
+    let mut case = Case::new("sha256tree", End::Exited(0), &[]);
+    case.name = name;
+    for (name, data) in [("noise", noise(size)), ("empty", Vec::new())] {
+        let digest = hex(Sha256::digest(&data));
+        let mut tree = Sha256::new();
+        for chunk in data.chunks(CHUNK) {
+            tree.update(Sha256::digest(chunk));
+        }
+        let chunks = data.len().div_ceil(CHUNK);
+        let tree = hex(tree.finalize());
+        case.lines
+            .push(format!("tree {tree}  {name} ({chunks} chunks)\n"));
+        case.lines.push(format!("{digest}  {name}\n"));
+        case.args.extend(["--expect".into(), digest]);
+        case.files.push(file(name, data));
+    }
+    case
+}
+
+fn run(case: &Case, configuration: &str, vcpus: u32) -> Result<(), Failed> {
+    let mut config = VmConfig::fluke(configuration, case.program, &case.args)?
+        .vcpus(vcpus)
+        .memory(case.memory)
+        .timeout(case.timeout);
+    for GuestFile { name, data } in &case.files {
+        config = config.file(name, data.clone());
+    }
+    let outcome = Vm::new(config)?.run()?;
+    check(case, vcpus, &outcome)
+        .map_err(|why| format!("{why}\nthe guest printed:\n{}", outcome.console_text()).into())
+}
+
+fn check(case: &Case, vcpus: u32, outcome: &Outcome) -> Result<(), String> {
+    let ended = match (case.end, &outcome.stop) {
+        (End::Exited(expected), StopReason::Exited(status)) => *status == expected,
+        (End::Timeout, StopReason::Timeout(_)) => true,
+        _ => false,
+    };
+    let text = outcome.console_text();
+    if !ended {
+        return Err(match case.end {
+            End::Exited(status) => format!("expected status {status}, but {}", outcome.stop),
+            End::Timeout => format!("expected a timeout, but {}", outcome.stop),
+        });
+    }
+    if outcome.time_to_first_user.is_none() {
+        return Err("no user instruction was seen".into());
+    }
+    for line in &case.lines {
+        let line = line.replace("{cpus}", &vcpus.to_string());
+        if !text.contains(&line) {
+            return Err(format!("not printed: {line:?}"));
+        }
+    }
+    (case.check)(&text)
+}
+
+fn trial(case: &Case, model: usize, vcpus: u32) -> Trial {
+    let (model, configuration) = MODELS[model];
+    let name = format!("{}/{model}/{vcpus}", case.name);
+    let case = case.clone();
+    Trial::test(name, move || run(&case, configuration, vcpus))
+}
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads.get_or_insert(THREADS);
+    let mut trials = Vec::new();
+    for case in cases() {
+        for model in 0..MODELS.len() {
+            trials.extend(VCPUS.map(|vcpus| trial(&case, model, vcpus)));
+        }
+    }
+    let large = sha256tree("sha256tree-large", LARGE_FILE_SIZE);
+    for (model, vcpus) in [(0, 2), (1, 1), (1, 4)] {
+        trials.push(trial(&large, model, vcpus));
+    }
+    libtest_mimic::run(&args, trials).exit_code()
+}
