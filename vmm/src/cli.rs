@@ -17,7 +17,7 @@ use crate::config::{
     configuration, name_and_path,
 };
 use crate::crash::Crash;
-use crate::error::{Error, STATUS_FAILURE};
+use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::stats::{self, VcpuStats};
 use crate::vm::{Outcome, Vm};
 
@@ -104,7 +104,15 @@ struct RunReport<'a> {
 
 /// The whole command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}; try '--help'", one_line(&error.to_string()));
+            return ExitCode::from(STATUS_MISUSE);
+        }
+        // Help or the version, as asked for.
+        Err(help) => help.exit(),
+    };
     log_to_stderr(cli.verbose, cli.quiet);
     let status = match cli.command {
         Commands::Run(args) => run(&args).unwrap_or_else(|error| {
@@ -120,6 +128,16 @@ pub fn main() -> ExitCode {
         },
     };
     ExitCode::from(status)
+}
+
+/// What a parser's message says before it goes on to usage and hints, on one line.
+fn one_line(message: &str) -> String {
+    let said = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let said = said.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    said.collect::<Vec<_>>().join(" ")
 }
 
 fn log_to_stderr(verbose: u8, quiet: bool) {

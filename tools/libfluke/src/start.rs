@@ -52,7 +52,8 @@ fn root_startup() -> &'static Startup {
     // and the kernel makes the objects in the object page before the program starts.
     unsafe {
         let info = &*(ROOT_INFO as *const RootInfo);
-        let block = &mut *(&raw mut BLOCK);
+        let block = &raw mut BLOCK;
+        let block = &mut *block;
         if info.magic != BOOT_MAGIC || info.abi_version != fluke_abi::ABI_VERSION {
             sys::machine_exit(parent::STATUS_PANIC);
         }

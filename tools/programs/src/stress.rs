@@ -1,5 +1,6 @@
 //! Eight threads that share a counter under a mutex, hand a token round with a condition variable
-//! and add numbers by IPC, a bounded number of times; the sums must come out right.
+//! and add numbers by IPC, a bounded number of times, then compute in floating point for longer than
+//! a time slice; the sums must come out right.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,6 +13,8 @@ use libfluke::{println, startup, thread};
 const CLIENTS: u64 = 6;
 const SERVERS: u64 = 2;
 const ROUNDS: u64 = 20;
+/// Terms of a floating-point sum: some 40 ms, several time slices where threads share a CPU.
+const TERMS: u32 = 10_000_000;
 
 static MUTEX: Mutex = Mutex::new();
 static COND: Cond = Cond::new();
@@ -61,6 +64,24 @@ fn client(number: u64, port: &Ref) {
         TURN.store(TURN.load(Relaxed) + 1, Relaxed);
         COND.broadcast();
         MUTEX.unlock();
+    }
+    compute(number);
+}
+
+/// Sum of a series that differs for every client, all in vector registers.
+fn series(number: u64) -> f64 {
+    let step = 1.0 + number as f64;
+    (0..TERMS)
+        .fold((0.0, 1.0), |(sum, x), _| (sum + 1.0 / x, x + step))
+        .0
+}
+
+/// A thread that loses its registers to another gets another's sum: the same one twice is right.
+fn compute(number: u64) {
+    let first = series(core::hint::black_box(number));
+    if first.to_bits() != series(core::hint::black_box(number)).to_bits() {
+        println!("stress: client {number}: floating-point registers changed");
+        ERRORS.fetch_add(1, Relaxed);
     }
 }
 
