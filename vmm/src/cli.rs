@@ -16,6 +16,7 @@ use crate::config::{
     ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size, VmConfig,
     configuration, name_and_path,
 };
+use crate::count::{self, Visits};
 use crate::crash::Crash;
 use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::stats::{self, VcpuStats};
@@ -77,6 +78,10 @@ struct RunArgs {
     /// Print exits by cause and vCPU, time by mode, and the kernel's counters.
     #[arg(long)]
     stats: bool,
+    /// Step through the kernel and print the instructions it executes for each entry point; slow,
+    /// and for one vCPU only.
+    #[arg(long)]
+    count: bool,
     /// Print one JSON object with the result; the guest's console goes to standard error.
     #[arg(long)]
     json: bool,
@@ -100,6 +105,7 @@ struct RunReport<'a> {
     model: Model,
     preempt: Preempt,
     stats: &'a [VcpuStats],
+    counts: &'a [Visits],
 }
 
 /// The whole command.
@@ -168,6 +174,7 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
     config.timeout = args.timeout;
     config.signals = true;
     config.sampling = args.stats.then_some(SAMPLING);
+    config.count = args.count;
     config.console = match args.json {
         true => ConsoleSink::Stderr,
         false => ConsoleSink::Stdout,
@@ -206,6 +213,9 @@ fn report(args: &RunArgs, outcome: &Outcome) {
     if let Some(time) = outcome.time_to_first_user {
         tracing::info!("first user instruction after {time:.1?}");
     }
+    if args.count {
+        eprint!("{}", count::table(&outcome.counts));
+    }
     if args.stats {
         eprintln!("{}", stats::table(&outcome.stats));
     }
@@ -222,6 +232,7 @@ fn report(args: &RunArgs, outcome: &Outcome) {
             model: args.model,
             preempt: args.preempt,
             stats: &outcome.stats,
+            counts: &outcome.counts,
         };
         match serde_json::to_string(&report) {
             // A reader that has gone does not want it.

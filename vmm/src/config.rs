@@ -128,6 +128,8 @@ pub struct VmConfig {
     pub signals: bool,
     /// How often to sample what every vCPU is doing, for the share of time in the kernel.
     pub sampling: Option<Duration>,
+    /// Whether to count the kernel's instructions, see [`crate::count`]. Needs one vCPU.
+    pub count: bool,
 }
 
 impl VmConfig {
@@ -141,6 +143,7 @@ impl VmConfig {
             console: ConsoleSink::buffer(),
             signals: false,
             sampling: None,
+            count: false,
         }
     }
 

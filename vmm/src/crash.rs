@@ -197,7 +197,8 @@ impl<'a> Symbols<'a> {
     }
 }
 
-fn demangle(name: &str) -> String {
+/// A symbol's name as in the source.
+pub fn demangle(name: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(name))
 }
 

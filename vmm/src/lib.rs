@@ -7,6 +7,7 @@ pub mod boot;
 pub mod bus;
 pub mod cli;
 pub mod config;
+pub mod count;
 pub mod crash;
 pub mod devices;
 pub mod doctor;

@@ -27,6 +27,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use fluke_abi::port::Event;
 
 use crate::bus::{Bus, Signal};
+use crate::count::{Counter, SharedCounts};
 use crate::crash::{self, Crash};
 use crate::devices::Devices;
 use crate::error::Error;
@@ -99,6 +100,8 @@ pub struct Context {
     pub image: Option<Image>,
     /// Counters.
     pub counters: Arc<VcpuCounters>,
+    /// Where to count the kernel's instructions, if that is wanted.
+    pub counts: Option<SharedCounts>,
     /// Where reports go.
     pub reports: UnboundedSender<(u32, Report)>,
 }
@@ -120,7 +123,12 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", context.id))
             .spawn(move || {
-                let mut runner = Runner { fd, context, inbox };
+                let mut runner = Runner {
+                    fd,
+                    context,
+                    inbox,
+                    counter: None,
+                };
                 let caught = catch_unwind(AssertUnwindSafe(|| runner.main()));
                 let stop = caught.unwrap_or_else(|panic| Some(runner.panicked(&*panic)));
                 runner.report(Report::Finished(stop));
@@ -167,6 +175,8 @@ enum State {
 
 /// What a stay in the guest ended with.
 enum Left {
+    /// One instruction further, or at a breakpoint.
+    Stepped,
     /// A kick, or nothing at all.
     Kicked,
     /// An access that KVM completes when the guest is next entered.
@@ -177,6 +187,7 @@ enum Left {
 
 /// An exit, free of borrows from the vCPU.
 enum Exit {
+    Debug,
     Pio,
     Mmio(u64, bool),
     Shutdown,
@@ -189,12 +200,19 @@ struct Runner {
     fd: VcpuFd,
     context: Context,
     inbox: Receiver<Command>,
+    counter: Option<Counter>,
 }
 
 impl Runner {
     fn main(&mut self) -> Option<StopReason> {
         if let Err(error) = kick::arm(&self.fd) {
             return Some(self.failed(format!("setting its signal mask: {error}"), None));
+        }
+        if let (Some(counts), Some(image)) = (&self.context.counts, &self.context.image) {
+            self.counter = Counter::new(&self.fd, image, counts.clone());
+            if self.counter.is_none() {
+                return Some(self.failed("this host or kernel cannot be stepped".into(), None));
+            }
         }
         let mut state = State::Paused(PauseReason::Start);
         loop {
@@ -236,6 +254,7 @@ impl Runner {
                     access_pending = true;
                     continue;
                 }
+                Left::Stepped => continue,
                 Left::Kicked => {}
             }
             kick::drain();
@@ -265,7 +284,7 @@ impl Runner {
         // A string instruction may go on to its next part.
         let stop = loop {
             match self.enter() {
-                Left::Access => {}
+                Left::Access | Left::Stepped => {}
                 Left::Kicked => break None,
                 Left::Stop(reason) => break Some(reason),
             }
@@ -283,6 +302,7 @@ impl Runner {
                 Exit::Mmio(address, false)
             }
             Ok(VcpuExit::MmioWrite(address, _)) => Exit::Mmio(address, true),
+            Ok(VcpuExit::Debug(_)) => Exit::Debug,
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
             Ok(VcpuExit::InternalError) => Exit::InternalError,
             Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailedEntry(reason),
@@ -301,6 +321,12 @@ impl Runner {
         };
         match exit {
             Exit::Pio => self.pio(),
+            Exit::Debug => {
+                if let Some(counter) = &mut self.counter {
+                    counter.stopped(&self.fd, &self.context.memory);
+                }
+                Left::Stepped
+            }
             Exit::Mmio(address, write) => {
                 self.context.counters.count(Cause::Mmio);
                 let what = if write { "wrote to" } else { "read from" };

@@ -20,6 +20,7 @@ use fluke_abi::boot::Extent;
 use crate::boot::{self, Entrance, FlukeGuest, MachineInfo};
 use crate::bus::Bus;
 use crate::config::{ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Size, VmConfig};
+use crate::count::{SharedCounts, Visits};
 use crate::devices::Devices;
 use crate::doctor;
 use crate::error::Error;
@@ -39,6 +40,7 @@ pub struct Vm {
     devices: Devices,
     console: ConsoleSink,
     control: Control,
+    counts: Option<SharedCounts>,
     created: Instant,
 }
 
@@ -66,6 +68,8 @@ pub struct Outcome {
     pub console: Vec<u8>,
     /// Statistics of every vCPU.
     pub stats: Vec<VcpuStats>,
+    /// Instructions of the kernel by entry point, if they were counted.
+    pub counts: Vec<Visits>,
     /// From building the machine to its first user-mode instruction.
     pub time_to_first_user: Option<Duration>,
     /// From building the machine to its end.
@@ -96,6 +100,12 @@ impl Vm {
             )));
         }
         kick::prepare().map_err(Error::host("installing a signal handler"))?;
+        if config.count && config.vcpus != 1 {
+            return Err(Error::Config(format!(
+                "instructions are counted on one vCPU, not {}; leave --vcpus out",
+                config.vcpus
+            )));
+        }
         let memory = Memory::new(config.memory)?;
         let vm = kvm::create_vm(&kvm, &memory, config.vcpus)?;
         let processor = Processor::new(&kvm)?;
@@ -113,6 +123,7 @@ impl Vm {
             .map_err(|e| Error::Memory(e.to_string()))?;
         let bus = Arc::new(bus);
         let (reports, inbox) = unbounded_channel();
+        let counts = config.count.then(SharedCounts::default);
         let mut vcpus = Vec::new();
         let mut counters = Vec::new();
         for (id, fd) in (0..).zip(fds) {
@@ -126,6 +137,7 @@ impl Vm {
                 devices: devices.clone(),
                 image: image.clone(),
                 counters: counter,
+                counts: counts.clone(),
                 reports: reports.clone(),
             };
             vcpus.push(Vcpu::spawn(fd, context)?);
@@ -138,6 +150,7 @@ impl Vm {
             devices,
             control: Control::new(&config, inbox)?,
             console: config.console,
+            counts,
             created,
         })
     }
@@ -218,6 +231,9 @@ impl Vm {
             .zip(&self.counters)
             .map(|(id, counters)| VcpuStats::collect(id, counters, &self.memory, self.stats))
             .collect();
+        let counted =
+            |counts: SharedCounts| counts.lock().unwrap_or_else(PoisonError::into_inner).rows();
+        let counts = self.counts.take().map(counted).unwrap_or_default();
         let console = match &self.console {
             ConsoleSink::Buffer(buffer) => buffer
                 .lock()
@@ -230,6 +246,7 @@ impl Vm {
             stop,
             console,
             stats,
+            counts,
             time_to_first_user: first_user.map(|t| t.duration_since(self.created)),
             elapsed,
         }

@@ -52,6 +52,31 @@ fn a_program_sees_its_arguments_and_ends_with_its_status() {
 }
 
 #[test]
+fn the_kernels_instructions_are_counted_by_entry_point() {
+    for kernel in kernels() {
+        let mut config = config(kernel, "calls", &[]);
+        config.count = true;
+        let outcome = run(config);
+        assert_eq!(outcome.stop.status(), 0, "{kernel}: {}", outcome.stop);
+        let row = |name| outcome.counts.iter().find(|row| row.entry == name);
+        let null = row("thread_self").expect("the program calls it");
+        assert_eq!(null.visits, 64);
+        assert!((50..1000).contains(&null.median), "{null:?}");
+        assert!(row("mutex_lock").is_some_and(|lock| lock.median > null.median));
+    }
+}
+
+#[test]
+fn instructions_are_counted_on_one_vcpu_only() {
+    for kernel in kernels() {
+        let mut config = config(kernel, "calls", &[]);
+        (config.count, config.vcpus) = (true, 2);
+        let refused = Vm::new(config).err().map(|error| error.to_string());
+        assert!(refused.is_some_and(|text| text.contains("one vCPU, not 2")));
+    }
+}
+
+#[test]
 fn a_kernel_panic_has_a_backtrace_with_lines() {
     for kernel in kernels() {
         // mov edx, 0xf8; mov eax, 2; out dx, eax

@@ -6,12 +6,14 @@
 //! | [`root`] | the first program: starts the one to run, manages all user memory |
 //! | [`tour`] | a narrated self-check of the kernel |
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
+//! | [`calls`] | short calls, to count their instructions |
 //! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`stress`] | tests |
 #![no_std]
 
 extern crate alloc;
 
 pub mod badptr;
+pub mod calls;
 pub mod exhaust;
 pub mod hello;
 pub mod panics;

@@ -1,0 +1,231 @@
+//! Counting the instructions that the kernel executes, by the entry point called.
+//!
+//! Between two visits of the kernel a program runs freely, with hardware breakpoints on the two
+//! ways in; a visit is stepped through, instruction by instruction, up to the `iretq` that ends it.
+//! A visit that puts its thread to sleep goes on with another thread, and ends when that one
+//! returns to user mode: a round trip of RPC is two visits, that of the client's call and that of
+//! the server's. Needs one vCPU, and a host whose breakpoints stop CPL 0 code.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fluke_abi::entry::Entry;
+use fluke_abi::layout::{DIRECT_MAP, GATE};
+use kvm_bindings::{
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
+};
+use kvm_ioctls::VcpuFd;
+use object::{Object, ObjectSection, ObjectSymbol};
+
+use crate::crash::demangle;
+use crate::memory::Memory;
+
+/// Instructions of every visit, by what the visit was for.
+#[derive(Debug, Default)]
+pub struct Counts(BTreeMap<String, Vec<u32>>);
+
+/// Counts that a vCPU adds to and its machine reads.
+pub type SharedCounts = Arc<Mutex<Counts>>;
+
+/// Visits of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Visits {
+    /// Entry point, or `page fault`, `interrupt`, `exception`.
+    pub entry: String,
+    /// How many.
+    pub visits: usize,
+    /// Fewest CPL 0 instructions.
+    pub min: u32,
+    /// Half of the visits took at most so many.
+    pub median: u32,
+    /// Most.
+    pub max: u32,
+}
+
+impl Counts {
+    fn add(&mut self, entry: String, instructions: u32) {
+        self.0.entry(entry).or_default().push(instructions);
+    }
+
+    /// One row for each kind of visit, in order of names.
+    pub fn rows(&self) -> Vec<Visits> {
+        let row = |(entry, counts): (&String, &Vec<u32>)| {
+            let mut sorted = counts.clone();
+            sorted.sort_unstable();
+            Visits {
+                entry: entry.clone(),
+                visits: sorted.len(),
+                min: sorted[0],
+                median: sorted[sorted.len() / 2],
+                max: sorted[sorted.len() - 1],
+            }
+        };
+        self.0.iter().map(row).collect()
+    }
+}
+
+/// The rows of [`Counts`] for people.
+pub fn table(rows: &[Visits]) -> String {
+    let mut text = format!(
+        "{:40} {:>7} {:>7} {:>7} {:>7}\n",
+        "CPL 0 instructions", "visits", "min", "median", "max"
+    );
+    for Visits {
+        entry,
+        visits,
+        min,
+        median,
+        max,
+    } in rows
+    {
+        text.push_str(&format!(
+            "{entry:40} {visits:>7} {min:>7} {median:>7} {max:>7}\n"
+        ));
+    }
+    text
+}
+
+/// Where a kernel image is entered and left.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    /// Where all exception and interrupt stubs meet.
+    trap: u64,
+    syscall: u64,
+    /// The `swapgs` before the `iretq` to user mode. Hosts need not stop between the two.
+    swapgs: u64,
+}
+
+impl Ways {
+    fn of(image: &[u8]) -> Option<Self> {
+        let file = object::File::parse(image).ok()?;
+        let find = |name: &str| {
+            let named = |s: &object::Symbol<'_, '_>| s.name().is_ok_and(|n| demangle(n) == name);
+            file.symbols().find(named).map(|s| s.address())
+        };
+        let leave = find("fluke_kernel::arch::entry::leave")?;
+        let text = file.section_by_name(".text")?;
+        let code = text.data_range(leave, 128).ok()??;
+        let at = code
+            .windows(SWAPGS_IRETQ.len())
+            .position(|bytes| bytes == SWAPGS_IRETQ)?;
+        Some(Self {
+            trap: find("fluke_kernel::arch::entry::trap")?,
+            syscall: find("fluke_kernel::arch::entry::syscall_entry")?,
+            swapgs: leave + at as u64,
+        })
+    }
+}
+
+/// `swapgs`, `iretq`.
+const SWAPGS_IRETQ: [u8; 5] = [0x0f, 0x01, 0xf8, 0x48, 0xcf];
+
+/// Instructions of an exception stub before [`Ways::trap`]: error code, vector, jump.
+const STUB_INSTRUCTIONS: u32 = 3;
+
+/// Steps one vCPU.
+pub struct Counter {
+    ways: Ways,
+    counts: SharedCounts,
+    visit: Option<(String, u32)>,
+}
+
+impl Counter {
+    /// A counter for a kernel image, armed; none if the image has no such symbols or the host
+    /// refuses.
+    pub fn new(fd: &VcpuFd, image: &[u8], counts: SharedCounts) -> Option<Self> {
+        let counter = Self {
+            ways: Ways::of(image)?,
+            counts,
+            visit: None,
+        };
+        counter.await_entry(fd).then_some(counter)
+    }
+
+    fn await_entry(&self, fd: &VcpuFd) -> bool {
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+            ..Default::default()
+        };
+        debug.arch.debugreg[0] = self.ways.trap;
+        debug.arch.debugreg[1] = self.ways.syscall;
+        // Both global, on execution.
+        debug.arch.debugreg[7] = 0x400 | 1 << 1 | 1 << 3;
+        fd.set_guest_debug(&debug).is_ok()
+    }
+
+    fn step(fd: &VcpuFd) {
+        let debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+            ..Default::default()
+        };
+        // Refused, the machine runs on, and the table lacks visits.
+        let _ = fd.set_guest_debug(&debug);
+    }
+
+    /// After a debug exit.
+    pub fn stopped(&mut self, fd: &VcpuFd, memory: &Memory) {
+        let Ok(regs) = fd.get_regs() else { return };
+        match &mut self.visit {
+            None => {
+                let syscall = regs.rip == self.ways.syscall;
+                let entry = if syscall {
+                    entry_name(regs.rax)
+                } else {
+                    cause(memory, regs.rsp, regs.rax)
+                };
+                let stub = if syscall { 0 } else { STUB_INSTRUCTIONS };
+                self.visit = Some((entry, stub));
+                Self::step(fd);
+            }
+            Some((_, instructions)) => {
+                *instructions += 1;
+                if regs.rip == self.ways.swapgs
+                    && let Some((entry, instructions)) = self.visit.take()
+                {
+                    let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+                    counts.add(entry, instructions + 2);
+                    drop(counts);
+                    self.await_entry(fd);
+                }
+            }
+        }
+    }
+}
+
+fn entry_name(rax: u64) -> String {
+    match Entry::from_number(rax as u16) {
+        Some(entry) => entry.row().name.into(),
+        None => "no entry point".into(),
+    }
+}
+
+/// What a trap was for, by the frame at `rsp`: vector, error code, instruction pointer.
+fn cause(memory: &Memory, rsp: u64, rax: u64) -> String {
+    let word = |n: u64| {
+        memory
+            .get::<u64>(rsp.wrapping_sub(DIRECT_MAP) + n * 8)
+            .unwrap_or(0)
+    };
+    match (word(0), word(2)) {
+        (6, GATE) => entry_name(rax),
+        (14, _) => "page fault".into(),
+        (32.., _) => "interrupt".into(),
+        _ => "exception".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_have_the_extremes_and_the_median() {
+        let mut counts = Counts::default();
+        for instructions in [9, 1, 5] {
+            counts.add("thread_self".into(), instructions);
+        }
+        let row = &counts.rows()[0];
+        assert_eq!((row.visits, row.min, row.median, row.max), (3, 1, 5, 9));
+        assert!(table(&counts.rows()).contains("thread_self"));
+    }
+}
