@@ -99,6 +99,13 @@ impl Vm {
                 config.vcpus
             )));
         }
+        if config.count && !doctor::probe().is_ok_and(|host| host.hardware_breakpoints) {
+            return Err(Error::Config(
+                "instructions are counted with breakpoints, which this host lacks; \
+                 see `flukevm doctor`"
+                    .into(),
+            ));
+        }
         kick::prepare().map_err(Error::host("installing a signal handler"))?;
         if config.count && config.vcpus != 1 {
             return Err(Error::Config(format!(
