@@ -128,6 +128,7 @@ fn cases() -> Vec<Case> {
             &["root: out of memory: exhaust wants more than the "],
         )
         .small(),
+        Case::new("calls", End::Exited(0), &["calls: done\n"]),
         Case::new(
             "stress",
             End::Exited(0),

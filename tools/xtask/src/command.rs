@@ -38,7 +38,13 @@ pub fn archive(binary: &Path, arguments: &[String]) -> Result<Vec<u8>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    let name = path.display();
+    let content = fs::read(path).with_context(|| format!("cannot read {name}"))?;
+    ensure!(
+        u32::try_from(content.len()).is_ok(),
+        "{name} does not fit the lab's initramfs: it is 4 GiB or more"
+    );
+    Ok(content)
 }
 
 /// The dynamic loader and the libraries of `binary`; none if it is static.

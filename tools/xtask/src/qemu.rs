@@ -241,3 +241,18 @@ fn copy(mut from: impl Read, mut to: impl Write) {
         let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_is_understood() {
+        assert!(matches!(event("ready"), Event::Ready));
+        assert!(matches!(event("exit 42"), Event::Exit(42)));
+        assert!(matches!(event("broken no kvm"), Event::Broken(why) if why == "no kvm"));
+        for nonsense in ["", "exit", "exit 256", "exit x"] {
+            assert!(matches!(event(nonsense), Event::Broken(_)), "{nonsense:?}");
+        }
+    }
+}
