@@ -123,9 +123,9 @@ fn wait(qemu: &mut Qemu, timeout: Duration, ready: impl Fn()) -> Result<u8> {
             }
             Ok(Event::Broken(reason)) => bail!("{reason}{}", tail(&qemu.last_words())),
             Err(RecvTimeoutError::Timeout) => {
-                qemu.finish();
                 let timeout = humantime::format_duration(timeout);
-                eprintln!("lab: killed, not finished after {timeout}");
+                let tail = tail(&qemu.last_words());
+                eprintln!("lab: killed, not finished after {timeout}{tail}");
                 return Ok(STATUS_TIMEOUT);
             }
             Err(RecvTimeoutError::Disconnected) => {
