@@ -4,6 +4,7 @@
 //!
 //! * [`entry`]: the one table of entry points. Kernel dispatch, user stubs, the C header and the
 //!   documentation are generated from it.
+//! * [`error`]: which codes each entry point can end with.
 //! * [`object`]: object types and the memory that names an object.
 //! * [`state`]: the structures that hold an object's exported state.
 //! * [`code`]: return codes, exception codes, insanities.
@@ -19,6 +20,7 @@
 pub mod boot;
 pub mod code;
 pub mod entry;
+pub mod error;
 pub mod ipc;
 pub mod layout;
 pub mod object;

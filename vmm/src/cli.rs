@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
+use crate::api::Api;
 use crate::config::{
     ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size, VmConfig,
     configuration, name_and_path,
@@ -45,6 +46,12 @@ struct Cli {
 enum Commands {
     /// Run a guest program; its exit status is the command's.
     Run(RunArgs),
+    /// List the entry points of the kernel, and count them against the paper's.
+    Api {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what this host's KVM can do, and what that means.
     Doctor {
         /// Print one JSON object.
@@ -125,15 +132,21 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error}");
             error.status()
         }),
-        Commands::Doctor { json } => match doctor(json) {
-            Ok(()) => 0,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                STATUS_FAILURE
-            }
-        },
+        Commands::Api { json } => status(api(json)),
+        Commands::Doctor { json } => status(doctor(json)),
     };
     ExitCode::from(status)
+}
+
+/// The exit status of a command that has none of its own; its error is printed.
+fn status(result: anyhow::Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            STATUS_FAILURE
+        }
+    }
 }
 
 /// What a parser's message says before it goes on to usage and hints, on one line.
@@ -242,14 +255,28 @@ fn report(args: &RunArgs, outcome: &Outcome) {
     }
 }
 
+fn api(json: bool) -> anyhow::Result<()> {
+    let api = Api::new();
+    print(&match json {
+        true => serde_json::to_string_pretty(&api)?,
+        false => api.to_text(),
+    })
+}
+
 fn doctor(json: bool) -> anyhow::Result<()> {
     let report = crate::doctor::probe()?;
-    let text = match json {
+    print(&match json {
         true => serde_json::to_string_pretty(report)?,
         false => report.to_table(),
-    };
-    writeln!(io::stdout(), "{}", text.trim_end())?;
-    Ok(())
+    })
+}
+
+/// Prints to standard output. A reader that has gone does not want it.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 #[cfg(test)]

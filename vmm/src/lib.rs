@@ -3,6 +3,7 @@
 //! [`vm::Vm`] is a machine, [`config::VmConfig`] what it is made of, [`stop::StopReason`] why it
 //! stopped. The command `flukevm` is [`cli`].
 
+pub mod api;
 pub mod boot;
 pub mod bus;
 pub mod cli;

@@ -184,7 +184,7 @@ fn command(machine: &Machine, directory: &Path) -> Command {
         ])
         .args(["-display", "none", "-no-reboot", "-cpu", "EPYC,+svm,+npt"])
         // One thread takes turns on all CPUs. With a thread each, QEMU 7.2 loses an interrupt
-        // somewhere in its emulation of SVM, and one run in ten hangs in Linux for ever.
+        // somewhere in its emulation of SVM, and one run in seven hangs in Linux for ever.
         .args(["-accel", "tcg,thread=single"])
         .args(["-smp", &machine.cpus.to_string(), "-m", machine.memory])
         .args(["-device", "virtio-serial-pci"])

@@ -1,7 +1,8 @@
 //! Calls every entry point that is built with wild parameters: null, misaligned, unmapped,
 //! read-only and kernel addresses, memory that holds no object, objects of another type. Each call
 //! must come back, as an exception or with a status; those that may sleep are made by a thread
-//! that is then stopped where it sleeps and destroyed.
+//! that is then stopped where it sleeps and destroyed. Each must fail only as its row of the
+//! table says.
 
 mod handler;
 mod sleepers;
@@ -10,7 +11,7 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use fluke_abi::code::Status;
+use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::{Convention, Entry, Row, TABLE};
 use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, PAGE_SIZE, VM_MAX};
@@ -43,6 +44,8 @@ const PATIENCE_NS: u64 = 10_000_000_000;
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static NOW: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 static FINISHED: AtomicU64 = AtomicU64::new(0);
+/// Calls that ended as their rows do not say.
+static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
 /// Good parameters, of which one at a time is replaced.
 struct Good {
@@ -172,6 +175,30 @@ fn note(entry: u16, parameter: u64, value: u64) {
     }
 }
 
+/// Checks the result of a call against the table.
+fn check(row: &Row, result: u64) {
+    if row.number == Entry::thread_return_from_exception as u16 {
+        // It goes to where the last exception was raised, with the result of then.
+        return;
+    }
+    let expected = match handler::raised(result) {
+        Some((code, insanity)) if code == Exception::Insanity as u64 => {
+            Insanity::from_number(insanity).is_some_and(|insanity| row.may_raise(insanity))
+        }
+        // A page fault without a keeper, mostly.
+        Some(_) => true,
+        None if row.returns_value() => true,
+        None => Status::from_number(result & 0xffff).is_some_and(|status| row.may_return(status)),
+    };
+    if !expected {
+        println!(
+            "wild: {} ended with {result:#x}, which its row does not have",
+            row.name
+        );
+        UNEXPECTED.fetch_add(1, Relaxed);
+    }
+}
+
 fn registers_row(good: &Good, row: &Row) {
     let mut right = [0; 8];
     for (slot, (name, ty)) in right.iter_mut().zip(row.parameters) {
@@ -180,7 +207,7 @@ fn registers_row(good: &Good, row: &Row) {
     if row.parameters.is_empty() {
         note(row.number, 0, 0);
         // SAFETY: none of these calls has an effect on the caller alone.
-        unsafe { sys::trap(u64::from(row.number), right) };
+        check(row, unsafe { sys::trap(u64::from(row.number), right) });
     }
     for (i, (name, ty)) in row.parameters.iter().enumerate() {
         for value in good.wild(row, name, ty) {
@@ -193,7 +220,7 @@ fn registers_row(good: &Good, row: &Row) {
             parameters[i] = value;
             note(row.number, i as u64, value);
             // SAFETY: whatever the kernel writes goes to scratch memory, or it is at fault.
-            unsafe { sys::trap(u64::from(row.number), parameters) };
+            check(row, unsafe { sys::trap(u64::from(row.number), parameters) });
             // Null is the caller too, whose handlers and flag this row may have changed.
             if row.parameters[0].0 == "cur_thread" && (i > 0 || value == 0) {
                 handler::install(good.this as *mut object::Thread);
@@ -263,7 +290,7 @@ fn message_row(good: &Good, row: &Row) {
             };
             note(row.number, 0, value);
             // SAFETY: the buffers are scratch memory.
-            unsafe { message.call(row.number) };
+            check(row, unsafe { message.call(row.number) });
         }
     }
     // A server would really wait; `sleepers` does that.
@@ -293,7 +320,7 @@ fn message_row(good: &Good, row: &Row) {
             note(row.number, i as u64 + 1, value);
             // SAFETY: the kernel writes to scratch memory, or is at fault.
             unsafe {
-                message.call(row.number);
+                check(row, message.call(row.number));
                 sys::ipc_client_disconnect();
             }
         }
@@ -355,8 +382,8 @@ pub fn main() -> u64 {
         TABLE.iter().filter(|row| row.built).count()
     );
     let slept = sleepers::run();
-    match (FINISHED.load(Relaxed), slept) {
-        (1, Ok(())) => 0,
+    match (FINISHED.load(Relaxed), UNEXPECTED.load(Relaxed), slept) {
+        (1, 0, Ok(())) => 0,
         _ => crate::FAILED,
     }
 }
