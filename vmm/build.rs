@@ -2,7 +2,7 @@
 //!
 //! Guest code wants other flags than the host's, so it is compiled by a nested cargo with flags,
 //! target directory and environment of its own. What it makes is copied to `OUT_DIR` under names
-//! that say the configuration, and `images.rs` there lists it for `src/image.rs`.
+//! that say what it is, and `images.rs` there lists it for `src/image.rs`.
 //!
 //! `FLUKEVM_GUESTS=skip` leaves the images out, for work on the host side alone.
 
@@ -17,8 +17,8 @@ use std::{env, fs};
 
 use nested::{Failure, Guest};
 
-/// Execution models, each a feature of the kernel crate, and the configuration's name.
-const KERNELS: [(&str, &str); 2] = [("process", "process-np"), ("interrupt", "interrupt-np")];
+/// Execution models, each a feature of the kernel crate and an image.
+const KERNELS: [&str; 2] = ["process", "interrupt"];
 
 /// What the images depend on, in the workspace.
 const SOURCES: [&str; 8] = [
@@ -63,8 +63,8 @@ fn build() -> Result<(), Failure> {
         println!("cargo::warning=FLUKEVM_GUESTS=skip: no guest image is embedded");
     } else {
         let guest = Guest::new(&root, &out)?;
-        for (model, config) in KERNELS {
-            kernels.push((config.to_string(), guest.kernel(model, config)?));
+        for model in KERNELS {
+            kernels.push((model.to_string(), guest.kernel(model)?));
         }
         programs = guest.rust_programs()?;
         programs.extend(guest.c_programs()?);
@@ -74,7 +74,7 @@ fn build() -> Result<(), Failure> {
     table(
         &mut list,
         "KERNELS",
-        "Kernel images by configuration.",
+        "Kernel images by execution model.",
         &kernels,
     );
     table(&mut list, "PROGRAMS", "Guest programs by name.", &programs);

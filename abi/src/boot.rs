@@ -84,6 +84,10 @@ pub struct BootInfo {
     pub gate: u32,
     /// Kernel stack slots at [`crate::layout::KERNEL_STACKS`]; the first `cpus` belong to the CPUs.
     pub stacks: u32,
+    /// Whether the kernel has preemption points: 1 for preemption level `partial`, 0 for `none`.
+    pub preemption_points: u32,
+    /// Room, zero.
+    pub reserved: u32,
     /// Frequency of the time-stamp counter, kHz.
     pub tsc_khz: u64,
     /// Frequency of the local APIC timer at divide by 1, kHz.
@@ -184,6 +188,6 @@ pub struct ImageInfo {
     /// Bytes of a kernel stack. Slot `i` is the `2 * stack_bytes` from
     /// `KERNEL_STACKS + i * 2 * stack_bytes`; its lower half is left unmapped.
     pub stack_bytes: u64,
-    /// Name of the configuration, NUL-padded, such as `interrupt-np`.
+    /// Name of the execution model, NUL-padded, such as `interrupt`.
     pub config: [u8; 16],
 }

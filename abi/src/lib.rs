@@ -30,4 +30,4 @@ pub mod stats;
 
 /// Version of everything in this crate. A kernel, a program and a host work together only if
 /// they carry the same one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -22,4 +22,8 @@ pub struct CpuStats {
     pub ipis_sent: u64,
     /// Timer interrupts taken.
     pub timer_interrupts: u64,
+    /// Times a thread made way at a preemption point.
+    pub preemptions: u64,
+    /// Room to the end of a cache line.
+    pub reserved: [u64; 7],
 }

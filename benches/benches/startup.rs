@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
 
-use flukevm::config::VmConfig;
+use flukevm::config::{Configuration, Model, Preempt, VmConfig};
 use flukevm::stop::StopReason;
 use flukevm::vm::{Outcome, Vm};
 
-const CONFIGURATION: &str = "interrupt-np";
-
 /// Runs `hello` once.
 fn hello(vcpus: u32) -> Outcome {
-    let config = VmConfig::fluke(CONFIGURATION, "hello", &[])
+    let config = Configuration::new(Model::Interrupt, Preempt::None)
+        .and_then(|configuration| VmConfig::fluke(configuration, "hello", &[]))
         .expect("the guests are built in")
         .vcpus(vcpus)
         .timeout(Duration::from_secs(60));

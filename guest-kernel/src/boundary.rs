@@ -29,12 +29,18 @@ pub mod lock {
     //! The kernel lock.
 
     use core::cell::UnsafeCell;
-    use core::sync::atomic::{AtomicBool, Ordering};
+    use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use super::Kernel;
 
+    /// How often [`offer`] looks whether a waiting CPU has taken the lock. One that its host has put
+    /// aside must not keep everybody waiting.
+    const OFFER_SPINS: u32 = 64;
+
     struct Locked {
         taken: AtomicBool,
+        /// CPUs that wait for the lock.
+        waiting: AtomicU32,
         kernel: UnsafeCell<Option<Kernel>>,
     }
 
@@ -43,17 +49,37 @@ pub mod lock {
 
     static LOCKED: Locked = Locked {
         taken: AtomicBool::new(false),
+        waiting: AtomicU32::new(0),
         kernel: UnsafeCell::new(None),
     };
 
     /// Takes the lock. Interrupts are off, so nothing on this CPU can want it too.
     #[inline]
     pub fn take() {
-        while LOCKED.taken.swap(true, Ordering::Acquire) {
-            while LOCKED.taken.load(Ordering::Relaxed) {
-                core::hint::spin_loop();
+        if LOCKED.taken.swap(true, Ordering::Acquire) {
+            LOCKED.waiting.fetch_add(1, Ordering::Relaxed);
+            while LOCKED.taken.swap(true, Ordering::Acquire) {
+                while LOCKED.taken.load(Ordering::Relaxed) {
+                    core::hint::spin_loop();
+                }
             }
+            LOCKED.waiting.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Lets a CPU that waits for the lock, if there is one, have it first, and takes it again.
+    pub fn offer() {
+        if LOCKED.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        release();
+        for _ in 0..OFFER_SPINS {
+            if LOCKED.taken.load(Ordering::Relaxed) {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        take();
     }
 
     /// Drops the lock.
@@ -167,7 +193,7 @@ pub extern "C" fn run() -> ! {
 }
 
 /// Whether the thread still has its CPU.
-fn runs(call: &mut Call) -> bool {
+pub fn runs(call: &mut Call) -> bool {
     let thread = call.thread();
     let running = matches!(thread.run, Run::Running(_)) && !thread.stop_requested;
     running && !call.kernel().cpu().reschedule

@@ -14,7 +14,7 @@ use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::arena::Id;
-use crate::boundary::lock;
+use crate::boundary::{self, lock};
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
 use crate::mm::{Fault, Mapping, Region, Space};
@@ -128,6 +128,23 @@ impl Call {
     #[inline]
     pub fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
         model::wait(self, wait)
+    }
+
+    /// A place in the middle of a call where the thread can make way: lets other CPUs into the kernel,
+    /// looks whether the timer has fired, and goes on, unless somebody else is to have the CPU. All
+    /// progress must be in the registers, and everything else must be looked at again.
+    ///
+    /// Interrupts stay off. What they would say is known without them: the timer by the clock, another
+    /// CPU's wish by `reschedule`; and a host that emulates CPL 0 may take a hundred instructions to
+    /// deliver one.
+    pub fn preemption_point(&mut self) -> Result<(), Stop> {
+        lock::offer();
+        self.kernel().poll_timer();
+        if boundary::runs(self) {
+            return Ok(());
+        }
+        self.kernel().stats().count(|stats| &mut stats.preemptions);
+        model::preempt(self)
     }
 
     /// Marks the thread asleep; for [`model`] only.

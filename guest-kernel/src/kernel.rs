@@ -61,6 +61,8 @@ pub struct Kernel {
     pub sleepers: Queue<Thread>,
     /// Time.
     pub clock: Clock,
+    /// Whether long copies have preemption points: preemption level `partial`.
+    pub preemption_points: bool,
     /// Physical address of the gate page.
     pub gate_page: u64,
     /// Page table of no space.
@@ -156,6 +158,7 @@ impl Kernel {
             cpus: state,
             sleepers: Queue::new(),
             clock: Clock::new(boot.tsc_khz, boot.apic_timer_khz),
+            preemption_points: boot.preemption_points != 0,
             gate_page: boot.gate_page,
             page_table: boot.page_table,
             root: None,

@@ -257,6 +257,12 @@ impl Kernel {
 
     /// The timer of this CPU fired.
     pub fn timer_fired(&mut self) {
+        self.stats().count(|stats| &mut stats.timer_interrupts);
+        self.alarm();
+    }
+
+    /// Wakes the sleepers whose time has come, and sees who should have this CPU now.
+    fn alarm(&mut self) {
         let now = self.clock.now();
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
             if let Some(id) = self.sleepers.first() {
@@ -266,10 +272,18 @@ impl Kernel {
         let number = self.cpu_number() as usize;
         let highest = self.ready[number].highest();
         let cpu = &mut self.cpus[number];
-        cpu.stats.count(|stats| &mut stats.timer_interrupts);
         cpu.timer = 0;
         let running = cpu.current.map(|current| self.threads[current].priority);
         cpu.reschedule |= highest >= running && highest.is_some();
+    }
+
+    /// Looks whether this CPU's timer is due, with interrupts off. Its interrupt comes later and
+    /// finds nothing to do.
+    pub fn poll_timer(&mut self) {
+        let due = self.cpu().timer;
+        if due != 0 && self.clock.now() >= due {
+            self.alarm();
+        }
     }
 
     /// Sets this CPU's timer, if somebody needs it: another ready thread, or a sleeper.

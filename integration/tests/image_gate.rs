@@ -115,7 +115,7 @@ fn the_gate_lets_plain_code_pass() {
 
 #[test]
 fn the_gate_sees_writable_code() {
-    let mut image = image::kernel("interrupt-np").unwrap().to_vec();
+    let mut image = image::kernel("interrupt").unwrap().to_vec();
     let headers = u64::from_le_bytes(image[32..40].try_into().unwrap()) as usize;
     let count = usize::from(image[56]);
     for header in 0..count {

@@ -1,6 +1,6 @@
-//! Every guest program on every model with 1, 2 and 4 vCPUs, through the library.
+//! Every guest program in every configuration with 1, 2 and 4 vCPUs, through the library.
 //!
-//! Needs KVM. A case is named `program/model/vcpus`. At most two run at once, unless
+//! Needs KVM. A case is named `program/configuration/vcpus`. At most two run at once, unless
 //! `--test-threads` says otherwise: their vCPUs are many more than most hosts have CPUs.
 
 use std::process::ExitCode;
@@ -9,11 +9,10 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use sha2::{Digest, Sha256};
 
-use flukevm::config::{GuestFile, MEMORY_DEFAULT, MEMORY_MIN, VmConfig};
+use flukevm::config::{Configuration, GuestFile, MEMORY_DEFAULT, MEMORY_MIN, Preempt, VmConfig};
 use flukevm::stop::StopReason;
 use flukevm::vm::{Outcome, Vm};
 
-const MODELS: [(&str, &str); 2] = [("process", "process-np"), ("interrupt", "interrupt-np")];
 const VCPUS: [u32; 3] = [1, 2, 4];
 const THREADS: usize = 2;
 /// A case that runs for longer hangs.
@@ -33,7 +32,7 @@ enum End {
     Timeout,
 }
 
-/// A program to run on every model with every number of vCPUs.
+/// A program to run in every configuration with every number of vCPUs.
 #[derive(Clone)]
 struct Case {
     name: &'static str,
@@ -176,8 +175,26 @@ fn cases() -> Vec<Case> {
                  C: both threads have run\n",
             ],
         ),
+        Case::new("preempt", End::Exited(0), &[" messages, 0 errors\n"]),
         sha256tree("sha256tree", FILE_SIZE),
     ]
+}
+
+/// On one CPU nobody sees the middle of a message, unless there are preemption points.
+fn preempt(configuration: Configuration) -> Case {
+    let mut case = Case::new("preempt", End::Exited(0), &[" messages, 0 errors\n"]);
+    case.name = "preempt-points";
+    case.check = match configuration.preempt() {
+        Preempt::None => |text| match text.contains(": 0 in the middle of ") {
+            true => Ok(()),
+            false => Err("the middle of a message was seen".into()),
+        },
+        _ => |text| match text.contains(": 0 in the middle of ") {
+            true => Err("the middle of a message was never seen".into()),
+            false => Ok(()),
+        },
+    };
+    case
 }
 
 fn file(name: &str, data: Vec<u8>) -> GuestFile {
@@ -224,7 +241,7 @@ fn sha256tree(name: &'static str, size: usize) -> Case {
     case
 }
 
-fn run(case: &Case, configuration: &str, vcpus: u32) -> Result<(), Failed> {
+fn run(case: &Case, configuration: Configuration, vcpus: u32) -> Result<(), Failed> {
     let mut config = VmConfig::fluke(configuration, case.program, &case.args)?
         .vcpus(vcpus)
         .memory(case.memory)
@@ -262,9 +279,8 @@ fn check(case: &Case, vcpus: u32, outcome: &Outcome) -> Result<(), String> {
     (case.check)(&text)
 }
 
-fn trial(case: &Case, model: usize, vcpus: u32) -> Trial {
-    let (model, configuration) = MODELS[model];
-    let name = format!("{}/{model}/{vcpus}", case.name);
+fn trial(case: &Case, configuration: Configuration, vcpus: u32) -> Trial {
+    let name = format!("{}/{configuration}/{vcpus}", case.name);
     let case = case.clone();
     Trial::test(name, move || run(&case, configuration, vcpus))
 }
@@ -274,13 +290,16 @@ fn main() -> ExitCode {
     args.test_threads.get_or_insert(THREADS);
     let mut trials = Vec::new();
     for case in cases() {
-        for model in 0..MODELS.len() {
-            trials.extend(VCPUS.map(|vcpus| trial(&case, model, vcpus)));
+        for configuration in Configuration::ALL {
+            trials.extend(VCPUS.map(|vcpus| trial(&case, configuration, vcpus)));
         }
     }
+    for configuration in Configuration::ALL {
+        trials.push(trial(&preempt(configuration), configuration, 1));
+    }
     let large = sha256tree("sha256tree-large", LARGE_FILE_SIZE);
-    for (model, vcpus) in [(0, 2), (1, 1), (1, 4)] {
-        trials.push(trial(&large, model, vcpus));
+    for (configuration, vcpus) in Configuration::ALL.into_iter().zip([2, 4, 1, 4]) {
+        trials.push(trial(&large, configuration, vcpus));
     }
     libtest_mimic::run(&args, trials).exit_code()
 }

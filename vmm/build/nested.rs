@@ -61,7 +61,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Builds the kernel for an execution model.
-    pub fn kernel(&self, model: &str, config: &str) -> Result<PathBuf, Failure> {
+    pub fn kernel(&self, model: &str) -> Result<PathBuf, Failure> {
         let mut flags = common_flags(&self.root.join("guest-kernel/kernel.ld"));
         flags.extend(
             [
@@ -75,7 +75,7 @@ impl<'a> Guest<'a> {
         );
         let features = format!("image,{model}");
         let directory = self.cargo(
-            &format!("building the {config} kernel"),
+            &format!("building the {model} kernel"),
             "target/guest",
             &flags,
             &[
@@ -87,7 +87,7 @@ impl<'a> Guest<'a> {
                 &features,
             ],
         )?;
-        self.keep(&directory.join("fluke-kernel"), &format!("kernel-{config}"))
+        self.keep(&directory.join("fluke-kernel"), &format!("kernel-{model}"))
     }
 
     /// Builds the Rust programs in `tools/programs/src/bin`.

@@ -73,6 +73,8 @@ pub struct MachineInfo {
     pub tsc_khz: u64,
     /// Frequency of the APIC timer, kHz.
     pub apic_timer_khz: u64,
+    /// Whether the kernel is to have preemption points.
+    pub preemption_points: bool,
 }
 
 /// What a Fluke machine runs.
@@ -176,6 +178,7 @@ pub fn fluke(
     info.cpus = machine.cpus;
     info.gate = machine.gate as u32;
     info.stacks = stacks as u32;
+    info.preemption_points = machine.preemption_points.into();
     info.tsc_khz = machine.tsc_khz;
     info.apic_timer_khz = machine.apic_timer_khz;
     info.memory_size = memory.size();

@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::api::Api;
 use crate::config::{
-    ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size, VmConfig,
-    configuration, name_and_path,
+    Configuration, ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt,
+    Size, VmConfig, name_and_path,
 };
 use crate::count::{self, Visits};
 use crate::crash::Crash;
@@ -176,7 +176,7 @@ fn log_to_stderr(verbose: u8, quiet: bool) {
 }
 
 fn run(args: &RunArgs) -> Result<u8, Error> {
-    let configuration = configuration(args.model, args.preempt)?;
+    let configuration = Configuration::new(args.model, args.preempt)?;
     let (program, arguments) = args.program.split_first().ok_or_else(no_program)?;
     let mut config = VmConfig::fluke(configuration, program, arguments)?;
     if let Guest::Fluke { files, .. } = &mut config.guest {

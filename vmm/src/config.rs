@@ -30,6 +30,16 @@ pub enum Model {
     Interrupt,
 }
 
+impl Model {
+    /// Name of the model, and of its kernel image.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Interrupt => "interrupt",
+        }
+    }
+}
+
 /// How far kernel code can be preempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,23 +52,65 @@ pub enum Preempt {
     Full,
 }
 
-/// Name of the kernel configuration for a model and a preemption level.
-///
-/// # Errors
-/// If there can be no such kernel, or there is none yet.
-pub fn configuration(model: Model, preempt: Preempt) -> Result<&'static str, Error> {
-    match (model, preempt) {
-        (Model::Process, Preempt::None) => Ok("process-np"),
-        (Model::Interrupt, Preempt::None) => Ok("interrupt-np"),
-        (Model::Interrupt, Preempt::Full) => Err(Error::Config(
-            "--preempt full cannot go with --model interrupt: full preemption needs kernel code \
-             that can sleep holding a lock, and an interrupt-model kernel keeps no stack to sleep \
-             on; use --model process"
-                .into(),
-        )),
-        (_, Preempt::Partial | Preempt::Full) => Err(Error::Config(
-            "--preempt partial and --preempt full are not built yet; use --preempt none".into(),
-        )),
+/// A configuration of the kernel: an execution model and a preemption level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    model: Model,
+    preempt: Preempt,
+}
+
+impl Configuration {
+    /// Those that are built.
+    pub const ALL: [Self; 4] = [
+        Self::of(Model::Process, Preempt::None),
+        Self::of(Model::Process, Preempt::Partial),
+        Self::of(Model::Interrupt, Preempt::None),
+        Self::of(Model::Interrupt, Preempt::Partial),
+    ];
+
+    const fn of(model: Model, preempt: Preempt) -> Self {
+        Self { model, preempt }
+    }
+
+    /// The configuration of that model and preemption level.
+    ///
+    /// # Errors
+    /// If there can be no such kernel, or there is none yet.
+    pub fn new(model: Model, preempt: Preempt) -> Result<Self, Error> {
+        match (model, preempt) {
+            (_, Preempt::None | Preempt::Partial) => Ok(Self { model, preempt }),
+            (Model::Interrupt, Preempt::Full) => Err(Error::Config(
+                "--preempt full cannot go with --model interrupt: full preemption needs kernel \
+                 code that can sleep holding a lock, and an interrupt-model kernel keeps no stack \
+                 to sleep on; use --model process"
+                    .into(),
+            )),
+            (Model::Process, Preempt::Full) => Err(Error::Config(
+                "--preempt full is not built yet; use --preempt none or partial".into(),
+            )),
+        }
+    }
+
+    /// The execution model.
+    pub fn model(self) -> Model {
+        self.model
+    }
+
+    /// The preemption level.
+    pub fn preempt(self) -> Preempt {
+        self.preempt
+    }
+}
+
+/// As in the paper: `interrupt-np`.
+impl fmt::Display for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let preempt = match self.preempt {
+            Preempt::None => "np",
+            Preempt::Partial => "pp",
+            Preempt::Full => "fp",
+        };
+        write!(f, "{}-{preempt}", self.model.name())
     }
 }
 
@@ -96,6 +148,8 @@ pub enum Guest {
     Fluke {
         /// ELF image of the kernel.
         kernel: Vec<u8>,
+        /// Its preemption level.
+        preempt: Preempt,
         /// ELF image of the root program.
         root: Vec<u8>,
         /// The program that the root program runs.
@@ -152,12 +206,17 @@ impl VmConfig {
     ///
     /// # Errors
     /// If there is no such kernel, or the program cannot be read or is none.
-    pub fn fluke(configuration: &str, program: &str, args: &[String]) -> Result<Self, Error> {
+    pub fn fluke(
+        configuration: Configuration,
+        program: &str,
+        args: &[String],
+    ) -> Result<Self, Error> {
         let name = Path::new(program)
             .file_name()
             .map_or(program.into(), |n| n.to_string_lossy().into_owned());
         Ok(Self::new(Guest::Fluke {
-            kernel: image::kernel(configuration)?.to_vec(),
+            kernel: image::kernel(configuration.model.name())?.to_vec(),
+            preempt: configuration.preempt,
             root: image::program("root")?,
             program: GuestFile {
                 name,
@@ -300,10 +359,14 @@ mod tests {
 
     #[test]
     fn impossible_and_missing_configurations_are_told_apart() {
-        let why = |m, p| configuration(m, p).unwrap_err().to_string();
+        let why = |m, p| Configuration::new(m, p).unwrap_err().to_string();
         assert!(why(Model::Interrupt, Preempt::Full).contains("no stack to sleep on"));
         assert!(why(Model::Process, Preempt::Full).contains("not built yet"));
-        assert!(why(Model::Interrupt, Preempt::Partial).contains("not built yet"));
-        assert!(configuration(Model::Process, Preempt::None).is_ok());
+        for built in Configuration::ALL {
+            assert_eq!(
+                Configuration::new(built.model, built.preempt).unwrap(),
+                built
+            );
+        }
     }
 }

@@ -22,20 +22,20 @@ mod embedded {
 /// Most loadable segments of an image.
 const SEGMENTS_MAX: usize = 6;
 
-/// Names of the embedded kernel configurations and programs.
+/// Names of the embedded kernels, which are those of their execution models, and programs.
 pub fn embedded() -> (Vec<&'static str>, Vec<&'static str>) {
     let names = |table: &[(&'static str, &[u8])]| table.iter().map(|(name, _)| *name).collect();
     (names(embedded::KERNELS), names(embedded::PROGRAMS))
 }
 
-/// The embedded kernel of a configuration, such as `interrupt-np`.
+/// The embedded kernel of an execution model, such as `interrupt`.
 ///
 /// # Errors
 /// If this build has none of that name.
-pub fn kernel(configuration: &str) -> Result<&'static [u8], Error> {
-    find(embedded::KERNELS, configuration).ok_or_else(|| Error::Image {
-        name: configuration.into(),
-        why: "no kernel of that configuration is built in; rebuild flukevm without \
+pub fn kernel(model: &str) -> Result<&'static [u8], Error> {
+    find(embedded::KERNELS, model).ok_or_else(|| Error::Image {
+        name: model.into(),
+        why: "no kernel of that model is built in; rebuild flukevm without \
               FLUKEVM_GUESTS=skip"
             .into(),
     })

@@ -119,6 +119,8 @@ pub struct KernelCounts {
     pub ipis_sent: u64,
     /// Timer interrupts taken.
     pub timer_interrupts: u64,
+    /// Times a thread made way at a preemption point.
+    pub preemptions: u64,
 }
 
 impl From<CpuStats> for KernelCounts {
@@ -132,6 +134,7 @@ impl From<CpuStats> for KernelCounts {
             exceptions: s.exceptions,
             ipis_sent: s.ipis_sent,
             timer_interrupts: s.timer_interrupts,
+            preemptions: s.preemptions,
         }
     }
 }
@@ -175,7 +178,7 @@ impl VcpuStats {
 pub fn table(vcpus: &[VcpuStats]) -> String {
     /// A row: its name, and its value for a vCPU.
     type Row = (&'static str, fn(&VcpuStats) -> u64);
-    const ROWS: [Row; 19] = [
+    const ROWS: [Row; 20] = [
         ("exits: port read", |s| s.exits.pio_read),
         ("exits: port write", |s| s.exits.pio_write),
         ("  of these, unknown port", |s| s.exits.unknown_port),
@@ -195,6 +198,7 @@ pub fn table(vcpus: &[VcpuStats]) -> String {
         ("kernel: exceptions", |s| s.kernel.exceptions),
         ("kernel: IPIs sent", |s| s.kernel.ipis_sent),
         ("kernel: timer interrupts", |s| s.kernel.timer_interrupts),
+        ("kernel: preemptions", |s| s.kernel.preemptions),
     ];
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);

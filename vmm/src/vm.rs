@@ -19,7 +19,7 @@ use fluke_abi::boot::Extent;
 
 use crate::boot::{self, Entrance, FlukeGuest, MachineInfo};
 use crate::bus::Bus;
-use crate::config::{ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Size, VmConfig};
+use crate::config::{ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Preempt, Size, VmConfig};
 use crate::count::{SharedCounts, Visits};
 use crate::devices::Devices;
 use crate::doctor;
@@ -425,6 +425,7 @@ fn lay_out(
         Guest::Flat(code) => Ok((boot::flat(memory, code)?, None)),
         Guest::Fluke {
             kernel,
+            preempt,
             root,
             program,
             args,
@@ -435,6 +436,7 @@ fn lay_out(
                 gate: doctor::gate()?,
                 tsc_khz,
                 apic_timer_khz: APIC_TIMER_KHZ,
+                preemption_points: *preempt == Preempt::Partial,
             };
             let guest = FlukeGuest {
                 kernel,

@@ -3,17 +3,20 @@
 
 use std::time::Duration;
 
-use flukevm::config::{Guest, VmConfig};
+use flukevm::config::{Configuration, Guest, VmConfig};
 use flukevm::image;
 use flukevm::stop::StopReason;
 use flukevm::vm::{Outcome, Vm};
 
-/// The configurations built in; none with `FLUKEVM_GUESTS=skip`.
-fn kernels() -> Vec<&'static str> {
-    image::embedded().0
+/// The configurations; none with `FLUKEVM_GUESTS=skip`.
+fn kernels() -> Vec<Configuration> {
+    match image::embedded().0.is_empty() {
+        true => Vec::new(),
+        false => Configuration::ALL.into(),
+    }
 }
 
-fn config(kernel: &str, program: &str, args: &[String]) -> VmConfig {
+fn config(kernel: Configuration, program: &str, args: &[String]) -> VmConfig {
     let config = VmConfig::fluke(kernel, program, args).unwrap();
     config.timeout(Duration::from_secs(60))
 }
@@ -23,7 +26,7 @@ fn run(config: VmConfig) -> Outcome {
 }
 
 /// Runs a kernel whose first instructions are replaced.
-fn run_broken(kernel: &str, code: &[u8]) -> StopReason {
+fn run_broken(kernel: Configuration, code: &[u8]) -> StopReason {
     let mut config = config(kernel, "hello", &[]);
     if let Guest::Fluke { kernel, .. } = &mut config.guest {
         let (elf, _) = image::check_kernel("kernel", kernel).unwrap();

@@ -122,6 +122,8 @@ pub enum Outcome {
     DataFull,
     /// The sender has references left, the receiver no slots.
     RefsFull,
+    /// As many words as were asked for have moved, and there is more.
+    Enough,
 }
 
 /// Whose memory or parameters stopped a transfer.
@@ -133,14 +135,15 @@ pub struct Trouble {
 }
 
 impl Kernel {
-    /// Moves data and references until one side has no more. The cursors always say what is left,
-    /// also on trouble.
+    /// Moves data and references until one side has no more, or `most` words have moved. The cursors
+    /// always say what is left, also on trouble.
     pub fn transfer(
         &mut self,
         sender: Id<Thread>,
         from: &mut Cursor,
         receiver: Id<Thread>,
         to: &mut Cursor,
+        most: u64,
     ) -> Result<Outcome, Trouble> {
         let by_sender = |stop| Trouble {
             thread: sender,
@@ -150,6 +153,7 @@ impl Kernel {
             thread: receiver,
             stop,
         };
+        let mut left = most;
         loop {
             self.next_buffer(sender, from).map_err(by_sender)?;
             if from.words == 0 {
@@ -159,7 +163,10 @@ impl Kernel {
             if to.words == 0 {
                 return Ok(Outcome::DataFull);
             }
-            let words = piece(from, to);
+            if left == 0 {
+                return Ok(Outcome::Enough);
+            }
+            let words = piece(from, to).min(left);
             let source = self
                 .translate(sender, from.address, Prot::READ)
                 .map_err(|fault| by_sender(fault.into()))?;
@@ -169,6 +176,7 @@ impl Kernel {
             copy_words(source, target, words);
             from.advance(words);
             to.advance(words);
+            left -= words;
         }
         while from.refs > 0 {
             if to.refs == 0 {

@@ -38,6 +38,11 @@ pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
     Err(Stop::Restart)
 }
 
+/// Makes way at a preemption point: as in a wait, the call is made again.
+pub fn preempt(_: &mut Call) -> Result<(), Stop> {
+    Err(Stop::Restart)
+}
+
 /// The current thread cannot run on: the next one gets an empty stack.
 pub fn park(_: &mut Call) {
     // SAFETY: nothing on the stack is of use any more.

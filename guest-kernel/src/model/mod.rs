@@ -10,7 +10,8 @@
 //! | resuming | from the kept stack | by making the call again, from the thread's registers |
 //!
 //! Each model provides the same items: [`NAME`], [`STACK_PER_THREAD`], [`Stack`] (what a thread
-//! keeps), [`prepare`], [`release`], [`abandon`], [`entry_stack`], [`wait`], [`park`], [`resume`].
+//! keeps), [`prepare`], [`release`], [`abandon`], [`entry_stack`], [`wait`], [`preempt`],
+//! [`park`], [`resume`].
 
 #[cfg(feature = "process")]
 mod process;

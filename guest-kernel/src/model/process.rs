@@ -51,6 +51,11 @@ pub fn entry_stack(thread: &Thread, _: u64) -> u64 {
 /// call was meanwhile completed by another thread.
 pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
     call.sleep(wait);
+    preempt(call)
+}
+
+/// Makes way at a preemption point, as in a wait: the stack is kept.
+pub fn preempt(call: &mut Call) -> Result<(), Stop> {
     park(call);
     if call.thread().in_call {
         Ok(())

@@ -5,6 +5,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use fluke_abi::code::Status;
+use fluke_abi::state::ThreadFlags;
 
 use crate::heap;
 use crate::object::{Cond, Mutex, Thread};
@@ -108,6 +109,15 @@ impl Handle {
     /// The thread object.
     pub fn thread(&self) -> &'static Thread {
         self.thread
+    }
+
+    /// Sets the thread's priority: stops it, and lets it go on with another.
+    pub fn set_priority(&self, priority: u64) {
+        let mut state = self.thread.state(None);
+        state.priority = priority;
+        state.flags &= !ThreadFlags::STOPPED.bits();
+        // SAFETY: the registers are the thread's own.
+        unsafe { self.thread.set_state(Some(&state), None, None, None) };
     }
 
     /// Says that the thread goes on as another thread object, made from its state.

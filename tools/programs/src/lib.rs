@@ -7,7 +7,7 @@
 //! | [`tour`] | a narrated self-check of the kernel |
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
 //! | [`calls`] | short calls, to count their instructions |
-//! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`stress`] | tests |
+//! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
 #![no_std]
 
 extern crate alloc;
@@ -17,6 +17,7 @@ pub mod calls;
 pub mod exhaust;
 pub mod hello;
 pub mod panics;
+pub mod preempt;
 pub mod root;
 pub mod sha256tree;
 pub mod spin;

@@ -12,6 +12,7 @@ fn machine(gate: Gate) -> MachineInfo {
         gate,
         tsc_khz: 2_000_000,
         apic_timer_khz: 1_000_000,
+        preemption_points: false,
     }
 }
 
