@@ -251,7 +251,8 @@ fn drop_message(thread: &mut Thread) {
 /// them: a one-way or idempotent message is delivered at once or again from its beginning.
 const PREEMPTION_WORDS: u64 = (8 << 10) / WORD_SIZE;
 
-/// Moves what can be moved before a preemption point, for both threads. `None`: the partner has to deal with something.
+/// Moves what can be moved before a preemption point, for both threads. `None`: the partner has to
+/// deal with something.
 fn move_message(
     call: &mut Call,
     sender: Id<Thread>,
