@@ -50,6 +50,20 @@ codes! {
         RecvMoreData = 9,
         /// The slots for references are full; call receive again.
         RecvMoreRefs = 10,
+        /// `thread_schedule`: the thread has no use for the time, or no more.
+        TimeUnused = 11,
+    }
+}
+
+codes! {
+    /// Besides a message, what makes `thread_schedule` return (`enum wakeup_sensitivity`).
+    Wakeup: u64 {
+        /// The thread has no more use for the time: it sleeps or is stopped.
+        OnBlock = 0,
+        /// Nothing; a thread that sleeps has the time again when it is woken.
+        OnSwitch = 1,
+        /// Nothing; and while the thread sleeps, the time goes to the next that asks the port.
+        OnConflict = 2,
     }
 }
 
@@ -130,7 +144,7 @@ codes! {
         NotPortRef = 14,
         /// The reference does not link to a port set.
         NotPsetRef = 15,
-        /// What the object needs is gone.
+        /// `thread_schedule`: no such sensitivity.
         InvalidObject = 16,
         /// An active object already occupies the memory.
         ObjectExists = 17,

@@ -87,7 +87,7 @@ macro_rules! entry_points {
 18 regs thread_set_saved_state Thread Trivial built (cur_thread: *mut Thread, state: *const SavedState) [] "Replaces the registers saved at the last exception. (node 26)";
 19 regs thread_set_server Thread Short built (cur_thread: *mut Thread, server: *mut Ref, flags: u64) [] "Replaces the link to the server of the connection in which the caller is client. (node 27)";
 20 regs thread_set_state Thread Long built (thread: *mut Thread, state: *const ThreadState, task: *mut Ref, scheduler: *mut Ref, waiting_for: *mut Ref, client: *mut Ref, server: *mut Ref) [] "Sets the state of a stopped thread; with STOPPED clear it may run. Null pointer: unchanged; null reference: link cleared. `waiting_for` is ignored. (node 28)";
-21 regs thread_schedule Thread Long missing (thread: *mut Thread, sleep_port: *mut Port, sensitivity: u64) [] "Donates the caller's CPU while it sleeps on a port; the manual says it was not implemented. (node 29)";
+21 regs thread_schedule Thread Long built (thread: *mut Thread, sleep_port: *mut Port, sensitivity: u64) [] "Donates the caller's time to a thread that asked for it, until a message comes to `sleep_port` or, as `sensitivity` says, the thread has no more use for it. (node 29)";
 22 regs task_create Task Short built (new_task: *mut Task) [] "Makes an empty space. (node 34)";
 23 regs task_create_hash Task Short built (new_task: *mut Task, hash: *mut u64) [] "As `task_create`, with a hash. (node 35)";
 24 regs task_destroy Task Long built (task: *mut Task) [] "Unmakes a space: its threads stop, its mappings and what derives from them vanish. (node 36)";

@@ -126,6 +126,7 @@ impl Row {
                     | Entry::thread_set_handlers
                     | Entry::thread_set_saved_state,
                 ) => insanity == InvalidAddress,
+                Some(Entry::thread_schedule) => insanity == InvalidObject,
                 Some(Entry::machine_exit) => insanity == NotRoot,
                 Some(_) => false,
             }
@@ -151,6 +152,7 @@ impl Row {
             OverDisconnected => stage(&["over"]),
             AckDisconnected => stage(&["ack"]),
             RecvDisconnected | RecvMoreData | RecvMoreRefs => stage(&["receive"]),
+            TimeUnused => self.is("schedule"),
         }
     }
 
@@ -195,9 +197,9 @@ mod tests {
         for &status in Status::ALL {
             assert!(TABLE.iter().any(|row| row.may_return(status)), "{status:?}");
         }
-        // Not used by this kernel: a stopped thread is safe to manipulate, and what a reference
-        // links to is live or the reference is null.
-        let unused = [Insanity::RaceCondition, Insanity::InvalidObject];
+        // Not used by this kernel: a stopped thread is safe to manipulate; and every entry point
+        // is built.
+        let unused = [Insanity::RaceCondition, Insanity::NoEntry];
         for &insanity in Insanity::ALL {
             let known = TABLE.iter().any(|row| row.may_raise(insanity));
             assert_ne!(known, unused.contains(&insanity), "{insanity:?}");

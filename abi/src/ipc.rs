@@ -185,6 +185,32 @@ pub struct ExceptionMessage {
     pub rip: u64,
 }
 
+/// What a scheduler receives from a thread that could run, if only it had time: a one-way message of
+/// these words, and one reference to the thread (fluke-api 3.6; the words are ours).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TimeRequest {
+    /// [`TIME_MAGIC`], to tell a scheduler's own messages from the kernel's.
+    pub magic: u64,
+    /// The identifier that the scheduler gave the thread.
+    pub sched_val: u64,
+    /// Hash of the thread.
+    pub thread_hash: u64,
+}
+
+/// First word of a [`TimeRequest`].
+pub const TIME_MAGIC: u64 = u64::from_le_bytes(*b"FLUKETIM");
+
+impl TimeRequest {
+    /// Words in the message.
+    pub const WORDS: usize = size_of::<Self>() / WORD_SIZE as usize;
+
+    /// The message as words.
+    pub const fn to_words(self) -> [u64; Self::WORDS] {
+        [self.magic, self.sched_val, self.thread_hash]
+    }
+}
+
 /// First word of an [`ExceptionMessage`]: no program's request starts like this.
 pub const EXCEPTION_MAGIC: u64 = u64::from_le_bytes(*b"FLUKEEXC");
 

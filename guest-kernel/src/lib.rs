@@ -25,6 +25,7 @@ pub mod boundary;
 #[allow(unsafe_code, reason = "the running thread stays")]
 pub mod call;
 pub mod clock;
+pub mod donation;
 pub mod entry;
 pub mod ipc;
 #[allow(unsafe_code, reason = "dividing the pool")]

@@ -139,19 +139,35 @@ impl Stats {
 }
 
 impl Kernel {
-    /// Lets a thread run: queues it on this CPU. A thread that runs already runs on.
+    /// Lets a thread run: queues it on this CPU, or with whoever schedules it. A thread that runs
+    /// already runs on.
     pub fn make_ready(&mut self, id: Id<Thread>) {
         let number = self.cpu_number();
-        let thread = &mut self.threads[id];
-        if matches!(thread.run, Run::Running(_) | Run::Ready(_)) {
+        if matches!(self.threads[id].run, Run::Running(_) | Run::Ready(_)) {
             return;
         }
-        thread.run = Run::Ready(number);
-        let priority = thread.priority;
-        self.ready[number as usize].push(&mut self.threads, id, priority);
+        let Some(priority) = self.entitlement(id) else {
+            return self.ask_for_time(id);
+        };
+        self.queue(id, priority);
+        let running = self.runs_at(number);
         let cpu = &mut self.cpus[number as usize];
-        let running = cpu.current.map(|current| self.threads[current].priority);
         cpu.reschedule |= running.is_some_and(|running| running < priority);
+    }
+
+    /// Puts a thread into this CPU's run queue.
+    fn queue(&mut self, id: Id<Thread>, priority: u8) {
+        let number = self.cpu_number();
+        let thread = &mut self.threads[id];
+        thread.run = Run::Ready(number);
+        thread.runs_at = priority;
+        self.ready[number as usize].push(&mut self.threads, id, priority);
+    }
+
+    /// The priority of what runs on a CPU.
+    fn runs_at(&self, cpu: u32) -> Option<u8> {
+        let current = self.cpus[cpu as usize].current?;
+        Some(self.threads[current].runs_at)
     }
 
     /// Before this CPU leaves the kernel with threads queued: brings in the CPU that has least to do,
@@ -163,7 +179,7 @@ impl Kernel {
         };
         let mut best: Option<(u32, Option<u8>)> = None;
         for (number, cpu) in (0..).zip(self.cpus.iter()) {
-            let running = cpu.current.map(|current| self.threads[current].priority);
+            let running = self.runs_at(number);
             let free = if running.is_none() {
                 cpu.idle && is_online(number)
             } else {
@@ -196,12 +212,22 @@ impl Kernel {
                 threads[on].stoppers = stoppers;
             }
             Wait::Sleep(deadline) => self.insert_sleeper(id, deadline),
+            Wait::Schedule { target, port } => {
+                self.ports[port].donors.push(threads, id);
+                return self.begin_donation(id, target);
+            }
+            Wait::Ask(on) => return self.ports[on].clients.push(threads, id),
+            Wait::Time(on) => return self.ports[on].wanting.push(threads, id),
             Wait::Reply(_)
             | Wait::Send(_)
             | Wait::Receive(_)
             | Wait::Over(_)
             | Wait::Ack(_)
             | Wait::Forever => {}
+        }
+        if self.threads[id].donor.is_some() {
+            self.threads[id].asked = false;
+            self.time_unused(id);
         }
     }
 
@@ -219,6 +245,12 @@ impl Kernel {
                 threads[on].stoppers = stoppers;
             }
             Wait::Sleep(_) => self.sleepers.remove(threads, id),
+            Wait::Schedule { target, port } => {
+                self.ports[port].donors.remove(threads, id);
+                self.end_donation(target);
+            }
+            Wait::Ask(on) => self.ports[on].clients.remove(threads, id),
+            Wait::Time(on) => self.ports[on].wanting.remove(threads, id),
             Wait::Reply(_)
             | Wait::Send(_)
             | Wait::Receive(_)
@@ -271,9 +303,9 @@ impl Kernel {
         }
         let number = self.cpu_number() as usize;
         let highest = self.ready[number].highest();
+        let running = self.runs_at(number as u32);
         let cpu = &mut self.cpus[number];
         cpu.timer = 0;
-        let running = cpu.current.map(|current| self.threads[current].priority);
         cpu.reschedule |= highest >= running && highest.is_some();
     }
 
@@ -323,12 +355,14 @@ impl Kernel {
             }
             model::abandon(&mut self.threads[id]);
             self.threads[id].run = Run::Stopped;
+            self.time_unused(id);
             self.stopped(id);
         } else if thread.run == Run::Running(number) {
-            // Back into a run queue, behind its equals.
-            let priority = thread.priority;
-            thread.run = Run::Ready(number);
-            self.ready[number as usize].push(&mut self.threads, id, priority);
+            // Back into a run queue, behind its equals; unless its time was taken away.
+            match self.entitlement(id) {
+                Some(priority) => self.queue(id, priority),
+                None => self.wait_for_time(id),
+            }
         }
     }
 

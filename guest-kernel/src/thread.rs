@@ -73,6 +73,17 @@ pub enum Wait {
     Sleep(u64),
     /// A running thread to leave its CPU, so that its state can be taken.
     Stop(Id<Thread>),
+    /// A donation to come to its end: that of this thread's time to `target`, or a message on `port`.
+    Schedule {
+        /// Who gets the time.
+        target: Id<Thread>,
+        /// Where the donor waits for messages.
+        port: Id<Port>,
+    },
+    /// Its scheduler to take its request for time from a port. It could run.
+    Ask(Id<Port>),
+    /// Its scheduler, which knows of it, to donate time. It could run.
+    Time(Id<Port>),
     /// Nothing: an exception that nobody handles.
     Forever,
 }
@@ -113,9 +124,15 @@ pub struct Thread {
     pub last_cpu: u32,
     /// 0 to 31; the highest runs.
     pub priority: u8,
+    /// The priority at which it was last entitled to run: its own, or that of its time's donor.
+    pub runs_at: u8,
+    /// The thread that last donated time to it.
+    pub donor: Option<Id<Thread>>,
+    /// Its scheduler has taken its request for time since it last slept.
+    pub asked: bool,
     /// Address space.
     pub space: Option<Id<Space>>,
-    /// Scheduler port; kept for the user, the kernel schedules by priority.
+    /// The port that it asks for time; without one, the kernel schedules it by priority.
     pub scheduler: Option<Id<Port>>,
     /// Address of the thread object in its own space.
     pub thread_va: u64,
@@ -184,6 +201,9 @@ impl Thread {
             stoppers: Queue::new(),
             last_cpu: 0,
             priority: PRIORITY_DEFAULT as u8,
+            runs_at: PRIORITY_DEFAULT as u8,
+            donor: None,
+            asked: false,
             space: None,
             scheduler: None,
             thread_va: 0,
@@ -387,7 +407,7 @@ impl Kernel {
                 model::abandon(&mut self.threads[id]);
             }
             Run::Ready(cpu) => {
-                let priority = thread.priority;
+                let priority = thread.runs_at;
                 self.ready[cpu as usize].remove(&mut self.threads, id, priority);
                 model::abandon(&mut self.threads[id]);
             }
@@ -409,6 +429,7 @@ impl Kernel {
             return false;
         }
         self.interrupt_wait(id);
+        self.time_unused(id);
         true
     }
 
@@ -469,6 +490,9 @@ impl Kernel {
             }
         }
         self.abandon_client(id);
+        if let Some(donor) = self.donor_of(id) {
+            self.return_time(donor, Status::TimeUnused);
+        }
         self.stopped(id);
         self.detach(id);
         self.forget_fpu(id);

@@ -176,6 +176,7 @@ fn cases() -> Vec<Case> {
             ],
         ),
         Case::new("preempt", End::Exited(0), &[" messages, 0 errors\n"]),
+        Case::new("schedulers", End::Exited(0), &["schedulers: ok\n"]),
         sha256tree("sha256tree", FILE_SIZE),
     ]
 }

@@ -1,12 +1,13 @@
 //! Threads (fluke-api 3).
 
-use fluke_abi::code::Insanity;
+use fluke_abi::code::{Insanity, Status, Wakeup};
 use fluke_abi::state::{Handlers, PRIORITY_MAX, Registers, SavedState, ThreadFlags, ThreadState};
 
 use super::generic::rehome;
 use super::pick;
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop};
+use crate::ipc::Port;
 use crate::object::{Link, Object};
 use crate::thread::{Run, Side, Thread, Wait, user_address, user_flags};
 
@@ -261,7 +262,7 @@ fn wait_link(wait: Wait) -> Option<Link> {
     match wait {
         Wait::Mutex(id) => Some(Link::Mutex(id)),
         Wait::Cond(id) => Some(Link::Cond(id)),
-        Wait::Port(id) => Some(Link::Port(id)),
+        Wait::Port(id) | Wait::Schedule { port: id, .. } => Some(Link::Port(id)),
         Wait::Pset(id) => Some(Link::Pset(id)),
         Wait::Reply(id) | Wait::Stop(id) => Some(Link::Thread(id)),
         Wait::Send(_)
@@ -269,6 +270,8 @@ fn wait_link(wait: Wait) -> Option<Link> {
         | Wait::Over(_)
         | Wait::Ack(_)
         | Wait::Sleep(_)
+        | Wait::Ask(_)
+        | Wait::Time(_)
         | Wait::Forever => None,
     }
 }
@@ -406,6 +409,23 @@ pub fn thread_set_state(call: &mut Call) -> Done {
         call.kernel().make_ready(id);
     }
     Ok(())
+}
+
+/// The donation is the wait, and ends with it. Commit point: its end.
+pub fn thread_schedule(call: &mut Call) -> Done {
+    let target = call.other_thread(0)?;
+    let port = call.object::<Port>(1)?;
+    if Wakeup::from_number(call.argument(2)).is_none() {
+        return Err(Insanity::InvalidObject.into());
+    }
+    let kernel = call.kernel();
+    if !kernel.ports[port].clients.is_empty() {
+        return call.complete(Status::Success as u64);
+    }
+    if kernel.wants_time(target).is_none() {
+        return call.complete(Status::TimeUnused as u64);
+    }
+    call.wait(Wait::Schedule { target, port })
 }
 
 /// Commit point: none; sleeping changes nothing.

@@ -10,7 +10,7 @@
 
 use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::Entry;
-use fluke_abi::ipc::{ExceptionMessage, Flavour, WORD_SIZE};
+use fluke_abi::ipc::{Flavour, WORD_SIZE};
 
 use super::transfer::{Cursor, Outcome, Trouble};
 use super::{Port, Pset};
@@ -424,8 +424,18 @@ fn wait_receive(call: &mut Call) -> Done {
         return call.wait(Wait::Pset(pset));
     };
     let alias = kernel.ports[port].alias;
+    if kernel.threads[client].wait() == Some(Wait::Ask(port)) {
+        let request = kernel.time_request(client);
+        deliver_words(call, client, &request.to_words())?;
+        let kernel = call.kernel();
+        kernel.unqueue(client, Wait::Ask(port));
+        kernel.threads[client].asked = true;
+        kernel.wait_for_time(client);
+        received(call, alias, Flavour::Oneway);
+        return Ok(());
+    }
     if let Some(message) = kernel.threads[client].exception {
-        deliver_exception(call, client, &message)?;
+        deliver_words(call, client, &message.to_words())?;
         return taken(call, client, alias, Flavour::Idempotent);
     }
     let stage = kernel.threads[client].entry().and_then(stage_of);
@@ -484,10 +494,10 @@ fn deliver(call: &mut Call, client: Id<Thread>) -> Result<bool, Stop> {
     }
 }
 
-/// Writes an exception's message, and a reference to its thread, into the caller's buffers.
-fn deliver_exception(call: &mut Call, client: Id<Thread>, message: &ExceptionMessage) -> Done {
+/// Writes a message of the kernel's, and a reference to the thread that it is about, into the caller's
+/// buffers.
+fn deliver_words(call: &mut Call, client: Id<Thread>, words: &[u64]) -> Done {
     let id = call.id;
-    let words = message.to_words();
     let mut to = Cursor::receiving(&call.thread().frame);
     let count = to.words.min(words.len() as u64);
     if count > 0 && !to.address.is_multiple_of(8) {

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod engine;
 pub mod transfer;
 
+use fluke_abi::code::Status;
 use fluke_abi::object::Type;
 
 use crate::arena::{Arena, Id};
@@ -27,6 +28,10 @@ pub struct Port {
     pub pset: Option<Id<Pset>>,
     /// Threads with a message for it: in connect, call, send, or with an exception.
     pub clients: Queue<Thread>,
+    /// Threads that donate their time while they wait for a message on it.
+    pub donors: Queue<Thread>,
+    /// Threads whose request for time was taken from it, and which have none.
+    pub wanting: Queue<Thread>,
 }
 
 impl Port {
@@ -38,6 +43,8 @@ impl Port {
             alias: 0,
             pset: None,
             clients: Queue::new(),
+            donors: Queue::new(),
+            wanting: Queue::new(),
         }
     }
 }
@@ -93,15 +100,17 @@ impl Object for Pset {
 }
 
 impl Kernel {
-    /// A message comes to a port: wakes a thread that serves it, if one waits.
+    /// A message comes to a port: wakes a thread that serves it, or one that donates its time until
+    /// there is a message, if one waits.
     pub fn wake_server(&mut self, port: Id<Port>) {
-        let Some(pset) = self.ports[port].pset else {
-            return;
-        };
-        if let Some(server) = self.psets[pset].servers.first() {
+        let pset = self.ports[port].pset;
+        let server = pset.and_then(|pset| self.psets[pset].servers.first());
+        if let Some(server) = server {
             self.wake(server);
             // Should it be stopped before it looks, the message goes to another.
-            self.threads[server].notified = Some(pset);
+            self.threads[server].notified = pset;
+        } else if let Some(donor) = self.ports[port].donors.first() {
+            self.return_time(donor, Status::Success);
         }
     }
 
@@ -140,12 +149,23 @@ impl Kernel {
         }
     }
 
-    /// Unmakes a port. Its clients make their calls again, and find no port.
+    /// Unmakes a port. Its clients and donors make their calls again, and find no port; threads
+    /// scheduled through it are the kernel's.
     pub fn destroy_port(&mut self, id: Id<Port>) {
         self.set_pset(id, None);
         while let Some(client) = self.ports[id].clients.first() {
             self.threads[client].exception = None;
+            if self.threads[client].wait() == Some(Wait::Ask(id)) {
+                self.threads[client].scheduler = None;
+            }
             self.wake(client);
+        }
+        while let Some(thread) = self.ports[id].wanting.first() {
+            self.threads[thread].scheduler = None;
+            self.wake(thread);
+        }
+        while let Some(donor) = self.ports[id].donors.first() {
+            self.wake(donor);
         }
         self.detach(id);
         self.ports.remove(id);

@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use core::alloc::Layout;
 use core::ptr::{NonNull, from_ref, null, null_mut};
 
-use fluke_abi::code::Status;
+use fluke_abi::code::{Status, Wakeup};
 use fluke_abi::object::{self, Type};
 use fluke_abi::state::{
     MappingState, PortState, Prot, RegionState, TaskState, ThreadFlags, ThreadState,
@@ -360,6 +360,33 @@ impl Thread {
                 handle_of(server),
             );
         }
+    }
+
+    /// Stops the thread, and lets it go on scheduled by whoever serves the port behind `scheduler`,
+    /// where it is known as `value`.
+    pub fn set_scheduler(&self, scheduler: &Ref, value: u64) {
+        let mut state = self.state(None);
+        state.sched_val = value;
+        state.flags &= !ThreadFlags::STOPPED.bits();
+        // SAFETY: objects' memory, and a state to be read: the thread's own.
+        unsafe {
+            sys::thread_set_state(
+                self.handle(),
+                &raw const state,
+                null_mut(),
+                scheduler.handle(),
+                null_mut(),
+                null_mut(),
+                null_mut(),
+            );
+        }
+    }
+
+    /// Donates the calling thread's time to this one. Returns `Success` when a message waits on
+    /// `port`, or `TimeUnused` when this thread has no use for the time and `wakeup` says so.
+    pub fn schedule(&self, port: &Port, wakeup: Wakeup) -> Status {
+        // SAFETY: objects' memory.
+        sys::status(unsafe { sys::thread_schedule(self.handle(), port.handle(), wakeup as u64) })
     }
 
     /// Starts a new thread in the space behind `space`.

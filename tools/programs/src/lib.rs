@@ -6,6 +6,7 @@
 //! | [`root`] | the first program: starts the one to run, manages all user memory |
 //! | [`tour`] | a narrated self-check of the kernel |
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
+//! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
 //! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
 #![no_std]
@@ -19,6 +20,7 @@ pub mod hello;
 pub mod panics;
 pub mod preempt;
 pub mod root;
+pub mod schedulers;
 pub mod sha256tree;
 pub mod spin;
 pub mod stress;

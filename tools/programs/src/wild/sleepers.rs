@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use fluke_abi::code::Status;
+use fluke_abi::code::{Status, Wakeup};
 use fluke_abi::entry::Entry;
 use fluke_abi::ipc::{Buffer, CallWord, Params};
 use fluke_abi::layout::GATE;
@@ -16,6 +16,8 @@ const NAP_NS: u64 = 10_000_000;
 /// How often to look whether it has.
 const LOOKS: u64 = 100;
 
+/// Turns of a thread that runs on donated time only.
+static SPINS: AtomicU64 = AtomicU64::new(0);
 static READY: AtomicU64 = AtomicU64::new(0);
 
 /// Runs `call` in a thread until it sleeps in `entry` or what that turns into.
@@ -105,6 +107,34 @@ pub fn run() -> Result<(), Status> {
             sys::ipc_setup_wait_receive(empty.handle(), &raw mut params);
         }
     }))?;
+    let scheduler = Port::in_set(Pset::alloc()?, 0)?;
+    let spinner = thread::spawn(|| {
+        loop {
+            SPINS.fetch_add(1, Relaxed);
+        }
+    })?;
+    let target = spinner.thread();
+    target.set_scheduler(Ref::to(scheduler)?, 0);
+    let before = SPINS.load(Relaxed);
+    let sleep_port = Port::in_set(Pset::alloc()?, 0)?;
+    expect(sleeps(Entry::thread_schedule, move || {
+        target.schedule(sleep_port, Wakeup::OnBlock);
+    }))?;
+    // The donor is gone, and with it the time.
+    let donated = SPINS.load(Relaxed);
+    thread::sleep(NAP_NS);
+    let withdrawn = donated > before && SPINS.load(Relaxed) == donated;
+    if !withdrawn {
+        println!(
+            "wild: time of a donor was not taken away: {before} turns before, {donated} until it was destroyed, then {}",
+            SPINS.load(Relaxed)
+        );
+    }
+    spinner.destroy();
     println!("wild: {count} calls that sleep were stopped and destroyed");
-    if fine { Ok(()) } else { Err(Status::NoMemory) }
+    if fine && withdrawn {
+        Ok(())
+    } else {
+        Err(Status::NoMemory)
+    }
 }

@@ -1,0 +1,289 @@
+//! Schedulers in user mode, on the kernel's CPU inheritance (Ford and Susarla, OSDI '96).
+//!
+//! A stride scheduler divides its time between two workers and a round-robin scheduler, which in
+//! turn divides what it gets between two workers of its own. Then the three ways in which a
+//! scheduler can be woken, counted.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use fluke_abi::code::{Status, Wakeup};
+use fluke_abi::ipc::{TIME_MAGIC, TimeRequest};
+use fluke_abi::state::{PRIORITY_DEFAULT, PRIORITY_MAX};
+use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Thread};
+use libfluke::rpc::{self, Server};
+use libfluke::{println, thread};
+
+/// Nanoseconds between two ticks of the stride scheduler.
+const QUANTUM_NS: u64 = 40_000_000;
+/// Ticks in which the workers compete.
+const TICKS: u64 = 60;
+/// Times that each client of the second part is woken, and nanoseconds until it sleeps for sure.
+const NAPS: u64 = 20;
+const NAP_NS: u64 = 10_000_000;
+/// First word of a tick.
+const TICK: u64 = 1;
+/// First word of the order to end.
+const END: u64 = 2;
+/// Least size of messages; what they need beyond the first word is zero.
+const WORDS: usize = TimeRequest::WORDS;
+
+/// Somebody to give time to.
+struct Client {
+    thread: &'static Thread,
+    /// What a quantum costs it.
+    stride: u64,
+    /// What it has had.
+    pass: u64,
+    runnable: bool,
+}
+
+/// A scheduler, and the port where threads ask it for time.
+struct Scheduler {
+    pset: &'static Pset,
+    port: &'static Port,
+    to_port: &'static Ref,
+    wakeup: Wakeup,
+    clients: Vec<Client>,
+    /// Times it was woken from a donation.
+    wakeups: u64,
+}
+
+impl Scheduler {
+    fn new(wakeup: Wakeup) -> Result<Self, Status> {
+        let pset = Pset::alloc()?;
+        let port = Port::in_set(pset, 0)?;
+        Ok(Self {
+            pset,
+            port,
+            to_port: Ref::to(port)?,
+            wakeup,
+            clients: Vec::new(),
+            wakeups: 0,
+        })
+    }
+
+    /// Takes over a thread from whoever scheduled it. Tickets say how much time it gets.
+    fn adopt(&mut self, thread: &'static Thread, tickets: u64) {
+        thread.set_scheduler(self.to_port, self.clients.len() as u64);
+        self.clients.push(Client {
+            thread,
+            stride: 1_000_000 / tickets,
+            pass: 0,
+            runnable: false,
+        });
+    }
+
+    /// Schedules until told to end. Returns how often it was woken.
+    fn run(mut self) -> u64 {
+        let mut buffer = [0; WORDS];
+        let mut server = Server::new(self.pset, &mut buffer, &[]);
+        let mut running: Option<usize> = None;
+        loop {
+            // Who has had the least runs next: now, if nobody says otherwise.
+            let next = (0..self.clients.len())
+                .filter(|&n| self.clients[n].runnable)
+                .min_by_key(|&n| self.clients[n].pass);
+            if let Some(n) = next {
+                running = Some(n);
+                let alone = self.clients.iter().filter(|c| c.runnable).count() == 1;
+                let wakeup = if alone { self.wakeup } else { Wakeup::OnBlock };
+                let status = self.clients[n].thread.schedule(self.port, wakeup);
+                self.wakeups += 1;
+                if status == Status::TimeUnused {
+                    self.clients[n].runnable = false;
+                    continue;
+                }
+            }
+            server.wait();
+            match *server.words() {
+                [TIME_MAGIC, client, _] => {
+                    // Who slept has saved nothing up.
+                    let floor = self.clients.iter().filter(|c| c.runnable).map(|c| c.pass);
+                    let floor = floor.min().unwrap_or(0);
+                    if let Some(client) = self.clients.get_mut(client as usize) {
+                        client.runnable = true;
+                        client.pass = client.pass.max(floor);
+                    }
+                }
+                [END, ..] => return self.wakeups,
+                _ => {
+                    if let Some(n) = running {
+                        self.clients[n].pass += self.clients[n].stride;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends a tick each `period` nanoseconds until `done`.
+fn tick(port: &Ref, period: u64, done: &AtomicBool) {
+    while !done.load(Relaxed) {
+        thread::sleep(period);
+        let _ = rpc::send(port, &[TICK, 0, 0]);
+    }
+}
+
+static DONE: AtomicBool = AtomicBool::new(false);
+static WORK: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// Computes, and counts.
+fn work(counter: &AtomicU64) {
+    while !DONE.load(Relaxed) {
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+/// The workers' shares, and what they should be, percent.
+fn shares() -> Result<[(u64, u64); 4], Status> {
+    let important = PRIORITY_MAX.min(PRIORITY_DEFAULT + 1);
+    let mut stride = Scheduler::new(Wakeup::OnBlock)?;
+    let mut robin = Scheduler::new(Wakeup::OnBlock)?;
+    let mut workers = Vec::new();
+    for counter in &WORK {
+        workers.push(thread::spawn(move || work(counter))?);
+    }
+    stride.adopt(workers[0].thread(), 3);
+    stride.adopt(workers[1].thread(), 2);
+    robin.adopt(workers[2].thread(), 1);
+    robin.adopt(workers[3].thread(), 1);
+    let (to_stride, to_robin) = (stride.to_port, robin.to_port);
+    let inner = thread::spawn(move || {
+        robin.run();
+    })?;
+    stride.adopt(inner.thread(), 3);
+    for counter in &WORK {
+        counter.store(0, Relaxed);
+    }
+    let outer = thread::spawn(move || {
+        stride.run();
+    })?;
+    let mut tickers = Vec::new();
+    for (port, period) in [(to_stride, QUANTUM_NS), (to_robin, 2 * QUANTUM_NS)] {
+        let ticker = thread::spawn(move || tick(port, period, &DONE))?;
+        ticker.set_priority(important);
+        tickers.push(ticker);
+    }
+    thread::sleep(TICKS * QUANTUM_NS);
+    let work = WORK.each_ref().map(|counter| counter.load(Relaxed));
+    DONE.store(true, Relaxed);
+    for handle in tickers.into_iter().chain(workers) {
+        handle.join();
+    }
+    for (port, scheduler) in [(to_robin, inner), (to_stride, outer)] {
+        rpc::send(port, &[END, 0, 0])?;
+        scheduler.join();
+    }
+    let all: u64 = work.iter().sum::<u64>().max(1);
+    let expected = [37, 25, 18, 18];
+    Ok(core::array::from_fn(|n| (work[n] * 100 / all, expected[n])))
+}
+
+/// Counts how often it is rung.
+struct Bell {
+    mutex: Mutex,
+    cond: Cond,
+    rings: AtomicU64,
+}
+
+impl Bell {
+    fn alloc() -> Result<&'static Self, Status> {
+        let bell = Box::leak(Box::new(Self {
+            mutex: Mutex::new(),
+            cond: Cond::new(),
+            rings: AtomicU64::new(0),
+        }));
+        bell.mutex.create()?;
+        bell.cond.create()?;
+        Ok(bell)
+    }
+
+    fn ring(&self) {
+        self.mutex.lock();
+        self.rings.fetch_add(1, Relaxed);
+        self.cond.signal();
+        self.mutex.unlock();
+    }
+
+    /// Sleeps until it has been rung more than `heard` times.
+    fn wait(&self, heard: u64) {
+        self.mutex.lock();
+        while self.rings.load(Relaxed) == heard {
+            self.cond.wait(&self.mutex);
+        }
+        self.mutex.unlock();
+    }
+}
+
+/// How often a scheduler is woken that has two clients which wake in turn, each when the other has
+/// gone to sleep.
+fn wakeups(wakeup: Wakeup) -> Result<u64, Status> {
+    let mut scheduler = Scheduler::new(wakeup)?;
+    let (bells, echo) = ([Bell::alloc()?, Bell::alloc()?], Bell::alloc()?);
+    let mut clients = Vec::new();
+    for bell in bells {
+        let client = thread::spawn(move || {
+            (0..NAPS).for_each(|heard| {
+                bell.wait(heard);
+                echo.ring();
+            });
+        })?;
+        scheduler.adopt(client.thread(), 1);
+        clients.push(client);
+    }
+    let port = scheduler.to_port;
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let handle = thread::spawn(move || COUNT.store(scheduler.run(), Relaxed))?;
+    for round in 0..NAPS {
+        for (n, bell) in (0..).zip(bells) {
+            thread::sleep(NAP_NS);
+            bell.ring();
+            echo.wait(2 * round + n);
+        }
+    }
+    for client in clients {
+        client.join();
+    }
+    rpc::send(port, &[END, 0, 0])?;
+    handle.join();
+    Ok(COUNT.load(Relaxed))
+}
+
+fn test() -> Result<bool, Status> {
+    let mut ok = true;
+    let shares = shares()?;
+    for (n, (share, expected)) in shares.into_iter().enumerate() {
+        println!("schedulers: worker {n} has {share} % of the work, due are {expected}");
+        ok &= share * 3 >= expected && share <= expected * 2;
+    }
+    // However busy the host: who is due more has more.
+    let [first, second, third, fourth] = shares.map(|(share, _)| share);
+    ok &= first > second && second > third.max(fourth);
+    let mut counts = [0; 3];
+    for (count, &wakeup) in counts.iter_mut().zip(Wakeup::ALL) {
+        *count = wakeups(wakeup)?;
+        println!("schedulers: {count} wake-ups {}", wakeup.name());
+    }
+    // On a block, at least once for each nap; on a switch, not if nobody else wants the time; on a
+    // conflict, not if everybody else sleeps.
+    let [block, switch, conflict] = counts;
+    ok &= block >= 2 * NAPS && switch >= NAPS && conflict * 2 <= switch;
+    Ok(ok)
+}
+
+/// The program.
+pub fn main() -> u64 {
+    match test() {
+        Ok(true) => {
+            println!("schedulers: ok");
+            0
+        }
+        Ok(false) => crate::FAILED,
+        Err(status) => {
+            println!("schedulers: cannot begin: {status:?}");
+            crate::FAILED
+        }
+    }
+}
