@@ -185,6 +185,7 @@ macro_rules! entry_points {
 122 regs cpu_self Machine Trivial built () [] "Returns the number of the CPU that the caller runs on. (ours)";
 123 regs console_write Machine MultiStage built (text: *const u8, size: u64) [] "Prints bytes; both parameters advance. (ours)";
 124 regs machine_exit Machine Trivial built (status: u64) [] "Ends the machine with that exit status. Only in the root space. (ours)";
+125 regs machine_census Machine Short built (census: *mut Census) [] "Counts the objects and page-table pages of the whole machine. (ours)";
     } };
 }
 

@@ -100,6 +100,22 @@ impl Type {
         Self::Ref,
     ];
 
+    /// The type's name, as that of its structure.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Null => "Null",
+            Self::Thread => "Thread",
+            Self::Task => "Task",
+            Self::Region => "Region",
+            Self::Mapping => "Mapping",
+            Self::Port => "Port",
+            Self::Pset => "Pset",
+            Self::Mutex => "Mutex",
+            Self::Cond => "Cond",
+            Self::Ref => "Ref",
+        }
+    }
+
     /// The type with number `n`.
     pub const fn from_number(n: u64) -> Option<Self> {
         match n {

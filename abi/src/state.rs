@@ -234,6 +234,18 @@ pub struct CondState {
     pub flags: u64,
 }
 
+/// What `machine_census` stores: what the kernel's pool holds at this moment.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Census {
+    /// Objects, by [`crate::object::Type`] in order of numbers.
+    pub objects: [u64; 9],
+    /// Pages in use for page tables.
+    pub frames: u64,
+}
+
 /// What `region_search` stores for each object it finds (`fluke_obspec_t`).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -8,8 +8,8 @@ use core::ptr::NonNull;
 use fluke_abi::boot::{BootInfo, Extent};
 use fluke_abi::code::Status;
 use fluke_abi::layout::{PAGE_SIZE, ROOT_OBJECTS};
-use fluke_abi::object::{OBJECT_SIZE, Type};
-use fluke_abi::state::Prot;
+use fluke_abi::object::OBJECT_SIZE;
+use fluke_abi::state::{Census, Prot};
 use fluke_abi::stats::CpuStats;
 
 use crate::arch::cpu::Cpu;
@@ -248,24 +248,23 @@ impl Kernel {
         &mut self.cpu().stats
     }
 
-    /// Objects alive, by type.
-    pub fn census(&self) -> [(Type, u32, u32); 9] {
-        macro_rules! row {
-            ($kind:ident $arena:ident) => {
-                (Type::$kind, self.$arena.live(), self.$arena.capacity())
-            };
+    /// What the pool holds.
+    pub fn census(&self) -> Census {
+        let objects = [
+            self.threads.live(),
+            self.spaces.live(),
+            self.regions.live(),
+            self.mappings.live(),
+            self.ports.live(),
+            self.psets.live(),
+            self.mutexes.live(),
+            self.conds.live(),
+            self.refs.live(),
+        ];
+        Census {
+            objects: objects.map(u64::from),
+            frames: self.frames.live(),
         }
-        [
-            row!(Thread threads),
-            row!(Task spaces),
-            row!(Region regions),
-            row!(Mapping mappings),
-            row!(Port ports),
-            row!(Pset psets),
-            row!(Mutex mutexes),
-            row!(Cond conds),
-            row!(Ref refs),
-        ]
     }
 }
 

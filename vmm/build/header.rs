@@ -159,6 +159,7 @@ fn structures(h: &mut String) {
     ]);
     c_struct!(h, CondState, "fluke_cond_state", [hash: "uint64_t $", flags: "uint64_t $"]);
     c_struct!(h, ObjectSpec, "fluke_object_spec", [object: "uint64_t $", kind: "uint64_t $"]);
+    c_struct!(h, Census, "fluke_census", [objects: "uint64_t $[9]", frames: "uint64_t $"]);
     c_struct!(h, ipc::Buffer, "fluke_ipc_buffer", [address: "uint64_t $", words: "uint64_t $"]);
     c_struct!(h, ipc::Params, "fluke_ipc_params", [
         send: "struct fluke_ipc_buffer $", send_table: "const struct fluke_ipc_buffer *$",
@@ -287,7 +288,7 @@ fn declaration(name: &str, ty: &str) -> String {
 }
 
 fn c_type(ty: &str) -> String {
-    if object::Type::ALL.iter().any(|k| format!("{k:?}") == ty) {
+    if object::Type::ALL.iter().any(|k| k.name() == ty) {
         return format!("fluke_{}_t", ty.to_lowercase());
     }
     match ty {

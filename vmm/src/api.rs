@@ -72,7 +72,7 @@ fn not_in_paper(row: &Row) -> Option<&'static str> {
         }
         ipc_setup_wait_receive => Some("records what a server is, then is ipc_wait_receive"),
         mapping_reference => Some("not in the manual"),
-        thread_sleep | clock_read | cpu_self | console_write | machine_exit => {
+        thread_sleep | clock_read | cpu_self | console_write | machine_exit | machine_census => {
             Some("ours, for what Fluke leaves to servers")
         }
         _ => None,

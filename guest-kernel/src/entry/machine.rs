@@ -40,6 +40,14 @@ pub fn console_write(call: &mut Call) -> Done {
     Ok(())
 }
 
+/// Commit point: the write.
+pub fn machine_census(call: &mut Call) -> Done {
+    let at = call.argument(0);
+    let census = call.kernel().census();
+    call.write(at, &census)?;
+    call.complete(0)
+}
+
 /// Does not return.
 pub fn machine_exit(call: &mut Call) -> Done {
     let status = call.argument(0);

@@ -15,8 +15,8 @@ use fluke_abi::ipc::{CallWord, Params};
 use fluke_abi::layout::GATE;
 use fluke_abi::object::{Cond, Mapping, Mutex, Port, Pset, Ref, Region, Task, Thread};
 use fluke_abi::state::{
-    CondState, MappingState, MutexState, ObjectSpec, PortState, PsetState, RegionState, SavedState,
-    TaskState, ThreadState,
+    Census, CondState, MappingState, MutexState, ObjectSpec, PortState, PsetState, RegionState,
+    SavedState, TaskState, ThreadState,
 };
 
 use crate::Status;

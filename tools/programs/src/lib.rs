@@ -8,7 +8,7 @@
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
-//! | [`hello`], [`spin`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
+//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
 #![no_std]
 
 extern crate alloc;
@@ -16,6 +16,8 @@ extern crate alloc;
 pub mod badptr;
 pub mod calls;
 pub mod exhaust;
+pub mod fuzz;
+pub mod handler;
 pub mod hello;
 pub mod panics;
 pub mod preempt;

@@ -1,0 +1,125 @@
+//! Exception handlers for programs that make calls which cannot work: a call that raises an exception
+//! returns, with what went wrong as its result.
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use fluke_abi::entry::Entry;
+use fluke_abi::layout::{GATE, GATE_DONE};
+use fluke_abi::object::Thread;
+use fluke_abi::state::Handlers;
+use libfluke::{sys, thread};
+
+/// Result of a call that raised an exception: this, the code and the subcode.
+const RAISED: u64 = 0xbad0 << 48;
+
+/// Exceptions taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+global_asm!(
+    // At entry rdx is the code and rcx the subcode. The exception was raised in a call through the
+    // gate, whose caller expects no register but rbx, rbp and rsp to keep its value, and whose
+    // return address is on the stack: so the handler can return in its place.
+    ".globl trap_handler",
+    "trap_handler:",
+    "lock inc qword ptr [rip + {taken}]",
+    "push rdx",
+    "push rcx",
+    "xor edi, edi",
+    "mov eax, {enable}",
+    "mov r11d, {gate}",
+    "call r11",
+    "pop rcx",
+    "pop rdx",
+    "movzx eax, dx",
+    "shl rax, 32",
+    "mov ecx, ecx",
+    "or rax, rcx",
+    "mov rcx, {raised}",
+    "or rax, rcx",
+    "ret",
+    // Interrupts and alerts come anywhere: everything must be as before, also below the stack
+    // pointer. A call that was about to be made, or slept, is left out.
+    ".globl interrupt_handler",
+    "interrupt_handler:",
+    "lea rsp, [rsp - 128]",
+    "push r11",
+    "push rdi",
+    "push rsi",
+    "sub rsp, 40", // a SavedState: rax, rcx, rdx, rip, rflags
+    "mov rsi, rsp",
+    "xor edi, edi",
+    "mov eax, {get_saved}",
+    "mov r11d, {gate}",
+    "call r11",
+    "cmp qword ptr [rsp + 24], {gate}",
+    "jne 2f",
+    "mov qword ptr [rsp + 24], {gate_done}",
+    "2:",
+    "xor edi, edi",
+    "mov eax, {enable}",
+    "mov r11d, {gate}",
+    "call r11",
+    "mov r11, [rsp + 24]",
+    "xchg r11, [rsp + 56]",
+    "pop rax",
+    "pop rcx",
+    "pop rdx",
+    "lea rsp, [rsp + 8]",
+    "popfq",
+    "pop rsi",
+    "pop rdi",
+    "ret 128",
+    taken = sym TAKEN,
+    enable = const Entry::thread_enable_exceptions as u64,
+    get_saved = const Entry::thread_get_saved_state as u64,
+    gate = const GATE,
+    gate_done = const GATE_DONE,
+    raised = const RAISED,
+);
+
+unsafe extern "C" {
+    fn trap_handler();
+    fn interrupt_handler();
+}
+
+/// Exceptions taken by all threads.
+pub fn taken() -> u64 {
+    TAKEN.load(Relaxed)
+}
+
+/// The handlers' addresses.
+pub fn handlers() -> Handlers {
+    let interrupt = interrupt_handler as *const () as u64;
+    Handlers {
+        trap: trap_handler as *const () as u64,
+        interrupt,
+        client_alert: interrupt,
+        server_alert: interrupt,
+    }
+}
+
+/// Makes the handlers those of the calling thread.
+pub fn install() {
+    let thread = thread::current() as *mut Thread;
+    let Handlers {
+        trap,
+        interrupt,
+        client_alert,
+        server_alert,
+    } = handlers();
+    // SAFETY: the handlers keep to what the kernel expects of them.
+    unsafe {
+        sys::thread_set_handlers(thread, trap, interrupt, client_alert, server_alert);
+        sys::thread_enable_exceptions(thread);
+    }
+}
+
+/// The exception's code and subcode, if the result of a call says that there was one.
+pub const fn raised(result: u64) -> Option<(u64, u64)> {
+    if result >> 48 == RAISED >> 48 {
+        Some((result >> 32 & 0xffff, result & 0xffff_ffff))
+    } else {
+        None
+    }
+}
