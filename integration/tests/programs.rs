@@ -177,6 +177,12 @@ fn cases() -> Vec<Case> {
         ),
         Case::new("preempt", End::Exited(0), &[" messages, 0 errors\n"]),
         Case::new("schedulers", End::Exited(0), &["schedulers: ok\n"]),
+        // In all configurations more than 20,000 calls.
+        Case::new(
+            "fuzz",
+            End::Exited(0),
+            &["fuzz: seed 1: 1700 calls by 8 threads", "fuzz: ok\n"],
+        ),
         sha256tree("sha256tree", FILE_SIZE),
     ]
 }

@@ -21,7 +21,7 @@ use random::Random;
 use worker::{Rescues, Worker};
 
 /// Calls, if not said otherwise.
-const CALLS: u64 = 1500;
+const CALLS: u64 = 1700;
 /// Threads, if not said otherwise.
 const THREADS: u64 = 8;
 /// Calls of the round before the first count, which leaves behind what is never given back: page
