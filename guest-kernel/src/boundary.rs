@@ -98,11 +98,41 @@ pub mod lock {
     /// boundary and [`release`] at the boundary, which is all code outside this file.
     #[inline]
     pub fn held_kernel() -> &'static mut Kernel {
+        #[cfg(test)]
+        return tests::kernel();
+        #[cfg(not(test))]
         // SAFETY: the lock is held. References do not outlive a wait: handlers get theirs through
         // `Call::kernel`, which binds them to a borrow that `Call::wait` ends.
         match unsafe { &mut *LOCKED.kernel.get() } {
             Some(kernel) => kernel,
             None => panic!("kernel used before boot"),
+        }
+    }
+
+    /// In tests each thread has a kernel of its own.
+    #[cfg(test)]
+    pub(crate) mod tests {
+        use super::Kernel;
+        use core::cell::Cell;
+        use core::ptr::NonNull;
+        use std::boxed::Box;
+
+        thread_local! {
+            static KERNEL: Cell<Option<NonNull<Kernel>>> = const { Cell::new(None) };
+        }
+
+        /// Puts the kernel there, for good.
+        pub(crate) fn install(kernel: Kernel) {
+            KERNEL.set(Some(NonNull::from(Box::leak(Box::new(kernel)))));
+        }
+
+        /// The kernel.
+        pub(super) fn kernel() -> &'static mut Kernel {
+            let kernel = KERNEL
+                .get()
+                .expect("a test that calls the kernel installs one");
+            // SAFETY: leaked, and only this thread has it. References are used as in the kernel.
+            unsafe { &mut *kernel.as_ptr() }
         }
     }
 }

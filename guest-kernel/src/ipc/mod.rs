@@ -6,6 +6,8 @@
 
 pub mod connection;
 pub mod engine;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 
 use fluke_abi::code::Status;
