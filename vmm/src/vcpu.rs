@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -36,6 +37,10 @@ use crate::kick;
 use crate::memory::Memory;
 use crate::stats::{Cause, VcpuCounters};
 use crate::stop::StopReason;
+
+/// After this time a vCPU that has not done what it was told is kicked again: an emulating host has
+/// been seen to stay in KVM_RUN with a signal pending.
+pub const KICK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +155,23 @@ impl Vcpu {
         }
     }
 
+    /// Kicks the vCPU again: it has not done what it was told.
+    pub fn nudge(&self) {
+        if let Some(thread) = &self.thread {
+            kick::kick(thread);
+        }
+    }
+
     /// Waits for the thread to end. It must have been told to.
     pub fn join(&mut self) {
+        let mut patience = Duration::from_micros(100);
+        while self.thread.as_ref().is_some_and(|t| !t.is_finished()) {
+            thread::sleep(patience);
+            patience = (patience * 2).min(KICK_AGAIN);
+            if patience == KICK_AGAIN {
+                self.nudge();
+            }
+        }
         if let Some(thread) = self.thread.take() {
             // The thread catches its own panics.
             let _ = thread.join();

@@ -29,7 +29,7 @@ use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
-use crate::vcpu::{Command, Context, Image, Registers, Report, Vcpu};
+use crate::vcpu::{Command, Context, Image, KICK_AGAIN, Registers, Report, Vcpu};
 
 /// A machine.
 pub struct Vm {
@@ -193,7 +193,7 @@ impl Vm {
             .filter(|id| !self.control.finished.contains(id))
             .collect();
         while !running.is_empty() {
-            match self.control.next_report() {
+            match self.next_report() {
                 Some((id, Report::Paused(_) | Report::Finished(_))) => drop(running.remove(&id)),
                 Some(_) => {}
                 None => break,
@@ -209,10 +209,20 @@ impl Vm {
         }
         self.vcpus.get(vcpu as usize)?.send(Command::Registers);
         loop {
-            match self.control.next_report()? {
+            match self.next_report()? {
                 (id, Report::Registers(registers)) if id == vcpu => return Some(*registers),
                 (id, Report::Refused(_) | Report::Finished(_)) if id == vcpu => return None,
                 _ => {}
+            }
+        }
+    }
+
+    /// Waits for a report; none if no vCPU is left to make one.
+    fn next_report(&mut self) -> Option<(u32, Report)> {
+        loop {
+            match self.control.next_report(KICK_AGAIN) {
+                Ok(report) => return report,
+                Err(Elapsed) => self.vcpus.iter().for_each(Vcpu::nudge),
             }
         }
     }
@@ -304,16 +314,19 @@ impl Control {
         })
     }
 
-    /// Waits for a report; none if no vCPU is left to make one.
-    fn next_report(&mut self) -> Option<(u32, Report)> {
-        let report = self.runtime.block_on(self.reports.recv());
+    /// Waits for a report, at most for `limit`; none if no vCPU is left to make one.
+    fn next_report(&mut self, limit: Duration) -> Result<Option<(u32, Report)>, Elapsed> {
+        let report = self
+            .runtime
+            .block_on(async { tokio::time::timeout(limit, self.reports.recv()).await })
+            .map_err(|_| Elapsed)?;
         if let Some((id, Report::Finished(stop))) = &report {
             self.finished.insert(*id);
             if self.stop.is_none() {
                 self.stop.clone_from(stop);
             }
         }
-        report
+        Ok(report)
     }
 
     fn wait(&mut self, limit: Duration, sample: impl Fn()) -> Option<StopReason> {
@@ -362,6 +375,9 @@ impl Control {
         found
     }
 }
+
+/// Nothing was reported in time.
+struct Elapsed;
 
 async fn until(time: Option<Instant>) {
     match time {
