@@ -89,8 +89,28 @@ impl Kernel {
                 self.unqueue(donor, wait);
                 self.sleep(donor, Wait::Schedule { target: id, port });
             }
-            None => self.wake_server(port),
+            None => self.announce(port),
         }
+    }
+
+    /// Tells the server of a port of a request. If that must itself ask for time, its scheduler is
+    /// told next: in a loop, since a row of schedulers can be longer than the stack is deep.
+    fn announce(&mut self, port: Id<Port>) {
+        if self.ports[port].announced.is_none() {
+            let last = self.announcements.unwrap_or(port);
+            self.ports[port].announced = Some(last);
+            self.announcements = Some(port);
+        }
+        if self.announcing {
+            return;
+        }
+        self.announcing = true;
+        while let Some(port) = self.announcements {
+            let next = self.ports[port].announced.take();
+            self.announcements = next.filter(|&next| next != port);
+            self.wake_server(port);
+        }
+        self.announcing = false;
     }
 
     /// What a scheduler receives from a thread that asks.

@@ -59,6 +59,11 @@ pub struct Kernel {
     pub cpus: &'static mut [CpuState],
     /// Threads that sleep, by deadline.
     pub sleepers: Queue<Thread>,
+    /// Ports with requests for time whose servers are yet to be told: the first, which names the next
+    /// in [`Port::announced`].
+    pub announcements: Option<Id<Port>>,
+    /// Somebody is telling them.
+    pub announcing: bool,
     /// Time.
     pub clock: Clock,
     /// Whether long copies have preemption points: preemption level `partial`.
@@ -157,6 +162,8 @@ impl Kernel {
             ready,
             cpus: state,
             sleepers: Queue::new(),
+            announcements: None,
+            announcing: false,
             clock: Clock::new(boot.tsc_khz, boot.apic_timer_khz),
             preemption_points: boot.preemption_points != 0,
             gate_page: boot.gate_page,

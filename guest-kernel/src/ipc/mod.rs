@@ -34,6 +34,8 @@ pub struct Port {
     pub donors: Queue<Thread>,
     /// Threads whose request for time was taken from it, and which have none.
     pub wanting: Queue<Thread>,
+    /// While a request on it is to be announced: the port to announce next, or itself at the end.
+    pub announced: Option<Id<Self>>,
 }
 
 impl Port {
@@ -47,6 +49,7 @@ impl Port {
             clients: Queue::new(),
             donors: Queue::new(),
             wanting: Queue::new(),
+            announced: None,
         }
     }
 }

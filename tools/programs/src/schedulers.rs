@@ -2,7 +2,7 @@
 //!
 //! A stride scheduler divides its time between two workers and a round-robin scheduler, which in
 //! turn divides what it gets between two workers of its own. Then the three ways in which a
-//! scheduler can be woken, counted.
+//! scheduler can be woken, counted; and, first, a long row of schedulers.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -23,6 +23,9 @@ const TICKS: u64 = 60;
 /// Times that each client of the second part is woken, and nanoseconds until it sleeps for sure.
 const NAPS: u64 = 20;
 const NAP_NS: u64 = 10_000_000;
+/// Schedulers of the third part, in a row: more than would fit a kernel stack.
+const LINKS: usize = 200;
+const LINK_STACK_BYTES: u64 = 8 << 10;
 /// First word of a tick.
 const TICK: u64 = 1;
 /// First word of the order to end.
@@ -270,8 +273,51 @@ fn wakeups(wakeup: Wakeup) -> Result<u64, Status> {
     Ok(COUNT.load(Relaxed))
 }
 
+/// Servers that are each scheduled by the next, all asleep. A message for the first wakes it, so that
+/// it asks the second for time, which wakes that, and so on: says whether the last one asks.
+fn chain() -> Result<bool, Status> {
+    let end = Pset::alloc()?;
+    let mut last = Port::in_set(end, 0)?;
+    let mut links = Vec::new();
+    for _ in 0..LINKS {
+        let pset = Pset::alloc()?;
+        let server = thread::spawn_with_stack(LINK_STACK_BYTES, move || {
+            let mut buffer = [0; WORDS];
+            let mut server = Server::new(pset, &mut buffer, &[]);
+            loop {
+                server.wait();
+            }
+        })?;
+        links.push((server, Ref::to(last)?));
+        last = Port::in_set(pset, 0)?;
+    }
+    // The first link is the one made last. Each goes to sleep on time of this thread's.
+    let first = Ref::to(last)?;
+    let nobody = Port::alloc()?;
+    for (server, scheduler) in links.iter().rev() {
+        server.thread().set_scheduler(scheduler, 0);
+    }
+    for (server, _) in links.iter().rev() {
+        server.thread().schedule(nobody, Wakeup::OnBlock);
+    }
+    let sender = thread::spawn(move || {
+        // It is never delivered.
+        let _ = rpc::send(first, &[TICK, 0, 0]);
+    })?;
+    let mut buffer = [0; WORDS];
+    let mut server = Server::new(end, &mut buffer, &[]);
+    server.wait();
+    let asked = matches!(server.words(), [TIME_MAGIC, ..]);
+    sender.destroy();
+    for (server, _) in links {
+        server.destroy();
+    }
+    Ok(asked)
+}
+
 fn test() -> Result<bool, Status> {
-    let mut ok = true;
+    let mut ok = chain()?;
+    println!("schedulers: a request went through {LINKS} schedulers");
     let work = compete()?;
     let all: u64 = work.iter().sum::<u64>().max(1);
     for (n, (work, due)) in work.into_iter().zip([37, 25, 18, 18]).enumerate() {
