@@ -132,34 +132,40 @@ impl Arena {
         unsafe { sys::ref_copy(self.regions[1].reference().handle(), reference as *mut _) };
     }
 
-    /// Unmakes all objects. Returns how many there were.
+    /// Unmakes all objects, wherever they were moved to. Returns how many there were.
     pub fn clear(&self) -> u64 {
-        const ROOM: usize = 64;
-        let mut count = 0;
-        let mut offset = 0;
-        while offset < OBJECT_PAGES * PAGE_SIZE {
-            let mut found = [ObjectSpec::default(); ROOM];
-            let mut room = ROOM as u64;
-            // SAFETY: all pointers are to locals.
-            unsafe {
-                sys::region_search(
-                    self.regions[0].region().handle(),
-                    &raw mut offset,
-                    OBJECT_PAGES * PAGE_SIZE - offset,
-                    found.as_mut_ptr(),
-                    &raw mut room,
-                );
-            }
-            for spec in &found[..ROOM - room as usize] {
-                if let Some(kind) = Type::from_number(spec.kind) {
-                    // SAFETY: the kernel says that there is an object of that type.
-                    unsafe { destroy(kind, spec.object) };
-                    count += 1;
-                }
+        let [objects, scratch] = self.regions;
+        clear(objects, OBJECT_PAGES * PAGE_SIZE) + clear(scratch, SCRATCH_PAGES * PAGE_SIZE)
+    }
+}
+
+/// Unmakes the objects in `size` bytes of memory.
+fn clear(memory: &Export, size: u64) -> u64 {
+    const ROOM: usize = 64;
+    let mut count = 0;
+    let mut offset = 0;
+    while offset < size {
+        let mut found = [ObjectSpec::default(); ROOM];
+        let mut room = ROOM as u64;
+        // SAFETY: all pointers are to locals.
+        unsafe {
+            sys::region_search(
+                memory.region().handle(),
+                &raw mut offset,
+                size - offset,
+                found.as_mut_ptr(),
+                &raw mut room,
+            );
+        }
+        for spec in &found[..ROOM - room as usize] {
+            if let Some(kind) = Type::from_number(spec.kind) {
+                // SAFETY: the kernel says that there is an object of that type.
+                unsafe { destroy(kind, spec.object) };
+                count += 1;
             }
         }
-        count
     }
+    count
 }
 
 /// Makes an object of that type at an address.
