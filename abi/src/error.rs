@@ -7,8 +7,8 @@
 use crate::code::{Insanity, Status};
 use crate::entry::{Convention, Entry, Row};
 
-/// The type that a parameter of type `ty` points to.
-fn pointee(ty: &str) -> Option<&str> {
+/// The name of the type that a parameter of type `ty` points to; `None` if it is no pointer.
+pub fn pointee(ty: &str) -> Option<&str> {
     ty.starts_with('*')
         .then(|| ty.rsplit(' ').next().unwrap_or(ty))
 }

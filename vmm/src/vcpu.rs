@@ -148,14 +148,12 @@ impl Vcpu {
     /// Tells the vCPU what to do. One that has finished does not hear it.
     pub fn send(&self, command: Command) {
         // The command first, the kick second: whoever sees the kick sees the command.
-        if self.commands.send(command).is_ok()
-            && let Some(thread) = &self.thread
-        {
-            kick::kick(thread);
+        if self.commands.send(command).is_ok() {
+            self.nudge();
         }
     }
 
-    /// Kicks the vCPU again: it has not done what it was told.
+    /// Kicks the vCPU, to do what it was told.
     pub fn nudge(&self) {
         if let Some(thread) = &self.thread {
             kick::kick(thread);

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::error::Elapsed;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use fluke_abi::boot::Extent;
 
@@ -222,7 +223,7 @@ impl Vm {
         loop {
             match self.control.next_report(KICK_AGAIN) {
                 Ok(report) => return report,
-                Err(Elapsed) => self.vcpus.iter().for_each(Vcpu::nudge),
+                Err(Elapsed { .. }) => self.vcpus.iter().for_each(Vcpu::nudge),
             }
         }
     }
@@ -318,8 +319,7 @@ impl Control {
     fn next_report(&mut self, limit: Duration) -> Result<Option<(u32, Report)>, Elapsed> {
         let report = self
             .runtime
-            .block_on(async { tokio::time::timeout(limit, self.reports.recv()).await })
-            .map_err(|_| Elapsed)?;
+            .block_on(async { timeout(limit, self.reports.recv()).await })?;
         if let Some((id, Report::Finished(stop))) = &report {
             self.finished.insert(*id);
             if self.stop.is_none() {
@@ -375,9 +375,6 @@ impl Control {
         found
     }
 }
-
-/// Nothing was reported in time.
-struct Elapsed;
 
 async fn until(time: Option<Instant>) {
     match time {

@@ -1,7 +1,7 @@
 //! Exception handlers for programs that make calls which cannot work: a call that raises an exception
 //! returns, with what went wrong as its result.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fluke_abi::entry::Entry;
@@ -113,6 +113,38 @@ pub fn install() {
         sys::thread_set_handlers(thread, trap, interrupt, client_alert, server_alert);
         sys::thread_enable_exceptions(thread);
     }
+}
+
+/// Makes a call with any registers: `rax`, and `rdi rsi rdx r10 r8 r9 r12 r13 r14`, which are all that
+/// any call has. Returns what it leaves in `rax`; see [`raised`].
+///
+/// # Safety
+/// The kernel may write wherever the registers point. The caller has the handlers installed, if the
+/// call can raise an exception.
+pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
+    let result;
+    // SAFETY: the caller's promise; the gate returns, after an exception too.
+    unsafe {
+        asm!(
+            "mov r11d, {gate}",
+            "call r11",
+            gate = const GATE,
+            inout("rax") rax => result,
+            inout("rdi") rest[0] => _,
+            inout("rsi") rest[1] => _,
+            inout("rdx") rest[2] => _,
+            inout("r10") rest[3] => _,
+            inout("r8") rest[4] => _,
+            inout("r9") rest[5] => _,
+            inout("r12") rest[6] => _,
+            inout("r13") rest[7] => _,
+            inout("r14") rest[8] => _,
+            inout("r15") 0u64 => _,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    result
 }
 
 /// The exception's code and subcode, if the result of a call says that there was one.

@@ -5,11 +5,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use alloc::boxed::Box;
 use fluke_abi::code::Status;
 use fluke_abi::layout::{GATE, PAGE_SIZE, VM_MAX};
 use fluke_abi::object::Type;
-use fluke_abi::state::ObjectSpec;
+use fluke_abi::state::{MutexState, ObjectSpec};
 use libfluke::object::{Cond, Mapping, Mutex, Port, Pset, Ref, Region, Task, Thread};
 use libfluke::space::{Export, READ_WRITE};
 use libfluke::{heap, sys};
@@ -229,8 +228,8 @@ unsafe fn destroy(kind: Type, at: u64) {
             Type::Pset => (*(at as *const Pset)).destroy(),
             Type::Mutex => {
                 // A locked one cannot be unmade.
-                let free = Box::new(fluke_abi::state::MutexState::default());
-                sys::mutex_set_state(at as *mut _, &raw const *free, core::ptr::null_mut());
+                let free = MutexState::default();
+                sys::mutex_set_state(at as *mut _, &raw const free, core::ptr::null_mut());
                 (*(at as *const Mutex)).destroy();
             }
             Type::Cond => (*(at as *const Cond)).destroy(),

@@ -1,10 +1,10 @@
 //! A thread that makes random calls, and what is done with it when it sleeps in one.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use fluke_abi::code::Status;
 use fluke_abi::entry::{Convention, Entry, Row, TABLE};
+use fluke_abi::error::pointee;
 use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, GATE_DONE};
 use fluke_abi::object::Type;
@@ -59,39 +59,9 @@ struct Registers {
     rest: [u64; 9],
 }
 
-impl Registers {
-    /// Makes the call.
-    ///
-    /// # Safety
-    /// The kernel may write wherever the registers point.
-    unsafe fn call(&self) {
-        // SAFETY: the caller's promise; the gate returns, after an exception too.
-        unsafe {
-            asm!(
-                "mov r11d, {gate}",
-                "call r11",
-                gate = const GATE,
-                inout("rax") self.rax => _,
-                inout("rdi") self.rest[0] => _,
-                inout("rsi") self.rest[1] => _,
-                inout("rdx") self.rest[2] => _,
-                inout("r10") self.rest[3] => _,
-                inout("r8") self.rest[4] => _,
-                inout("r9") self.rest[5] => _,
-                inout("r12") self.rest[6] => _,
-                inout("r13") self.rest[7] => _,
-                inout("r14") self.rest[8] => _,
-                out("r15") _,
-                out("rcx") _,
-                out("r11") _,
-            );
-        }
-    }
-}
-
 /// The type of object that a parameter of type `ty` points to.
-fn pointee(ty: &str) -> Option<Type> {
-    let name = ty.strip_prefix('*')?.rsplit(' ').next()?;
+fn object_type(ty: &str) -> Option<Type> {
+    let name = pointee(ty)?;
     Type::ALL.into_iter().find(|kind| kind.name() == name)
 }
 
@@ -107,7 +77,7 @@ fn parameter(row: &Row, name: &str, ty: &str, arena: &Arena, random: &mut Random
         Some(thread_sleep) => random.one_of(&[0, 1, u64::MAX]),
         _ if name == "cur_thread" => random.one_of(&[0, 0, 0, 0x1000]),
         _ if ty == "u64" => arena.number(random),
-        _ => match pointee(ty) {
+        _ => match object_type(ty) {
             Some(kind) => arena.handle(kind, random),
             None => arena.memory(random),
         },
@@ -166,8 +136,9 @@ impl Worker {
             handler::install();
             let mut random = Random::new(seed);
             for _ in 0..calls {
+                let Registers { rax, rest } = call(arena, &mut random);
                 // SAFETY: all that the registers point to is the arena's.
-                unsafe { call(arena, &mut random).call() };
+                unsafe { handler::call(rax, rest) };
                 progress.calls.fetch_add(1, Relaxed);
             }
             progress.finished.store(true, Relaxed);

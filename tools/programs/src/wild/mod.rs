@@ -7,12 +7,11 @@
 mod sleepers;
 
 use alloc::vec::Vec;
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::handler;
 use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::{Convention, Entry, Row, TABLE};
+use fluke_abi::error::pointee;
 use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, PAGE_SIZE, VM_MAX};
 use fluke_abi::object;
@@ -20,6 +19,8 @@ use libfluke::object::{Cond, Mapping, Mutex, Port, Pset, Ref, Region, Task, Thre
 use libfluke::rpc::Server;
 use libfluke::space::READ_WRITE;
 use libfluke::{heap, println, startup, sys, thread};
+
+use crate::handler;
 
 /// Addresses that are never right.
 const BAD: [u64; 9] = [
@@ -156,12 +157,6 @@ impl Good {
     }
 }
 
-/// What a pointer type of the table points to.
-fn pointee(ty: &str) -> Option<&str> {
-    ty.starts_with('*')
-        .then(|| ty.rsplit(' ').next().unwrap_or(ty))
-}
-
 /// Memory that could hold an object.
 fn empty() -> u64 {
     // Never freed: the call may make an object there.
@@ -249,29 +244,21 @@ impl Message {
             .with_send_refs(refs)
             .with_recv_buffers(recv)
             .with_recv_refs(slots);
-        let result;
-        // SAFETY: as in `sys::trap`.
-        unsafe {
-            asm!(
-                "mov r11d, {gate}",
-                "call r11",
-                gate = const GATE,
-                inout("rax") word.0 => result,
-                inout("rdi") self.dest => _,
-                inout("rsi") self.send[0] => _,
-                inout("rdx") self.send[1] => _,
-                inout("r10") self.recv[0] => _,
-                inout("r8") self.recv[1] => _,
-                inout("r9") self.tables[0] => _,
-                inout("r12") self.tables[1] => _,
-                inout("r13") self.tables[2] => _,
-                inout("r14") self.tables[3] => _,
-                inout("r15") 0u64 => _,
-                out("rcx") _,
-                out("r11") _,
-            );
-        }
-        result
+        let [send_words, recv_words] = [self.send[1], self.recv[1]];
+        let [send_table, send_refs, recv_table, recv_refs] = self.tables;
+        let rest = [
+            self.dest,
+            self.send[0],
+            send_words,
+            self.recv[0],
+            recv_words,
+            send_table,
+            send_refs,
+            recv_table,
+            recv_refs,
+        ];
+        // SAFETY: the caller's promise.
+        unsafe { handler::call(word.0, rest) }
     }
 }
 
