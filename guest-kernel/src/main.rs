@@ -20,18 +20,17 @@ static IMAGE: ImageInfo = ImageInfo {
     abi_version: ABI_VERSION,
     stack_per_thread: model::STACK_PER_THREAD as u32,
     stack_bytes: stacks::STACK_BYTES,
-    config: config_name(),
+    config: model_name(),
 };
 
-/// `<model>-np`.
-const fn config_name() -> [u8; 16] {
+/// NUL-padded.
+const fn model_name() -> [u8; 16] {
     let mut name = [0; 16];
     let mut at = 0;
     while at < model::NAME.len() {
         name[at] = model::NAME.as_bytes()[at];
         at += 1;
     }
-    [name[at], name[at + 1], name[at + 2]] = *b"-np";
     name
 }
 
