@@ -18,6 +18,13 @@ pub struct Id<T> {
 }
 
 impl<T> Id<T> {
+    /// Names nothing, ever.
+    pub const NONE: Self = Self {
+        index: NONE,
+        generation: 0,
+        kind: PhantomData,
+    };
+
     /// Position in the arena; objects that live at the same time have different ones.
     pub const fn index(self) -> u32 {
         self.index

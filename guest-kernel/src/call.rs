@@ -13,16 +13,18 @@ use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::arch::cpu::Frame;
 use crate::arena::Id;
-use crate::boundary::{self, lock};
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
+use crate::lock::{self, scheduler};
 use crate::mm::{Fault, Mapping, Region, Space};
 use crate::model;
 use crate::object::{Link, Name, Object};
 use crate::reference::Ref;
+use crate::sched::{Entity, Scheduler, count};
 use crate::sync::{Cond, Mutex};
-use crate::thread::{Thread, Wait};
+use crate::thread::{Run, Thread, Wait};
 
 /// Why a handler stopped short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub type Done = Result<(), Stop>;
 pub struct Call {
     /// The calling thread.
     pub id: Id<Thread>,
+    /// The same for the scheduler.
+    pub entity: Id<Entity>,
     /// The thread with that id: it stays while it runs.
     thread: NonNull<Thread>,
 }
@@ -76,32 +80,83 @@ macro_rules! argument_register {
 }
 
 impl Call {
-    /// For the thread that runs on this CPU. The kernel lock is taken.
-    pub fn new(kernel: &mut Kernel, id: Id<Thread>) -> Self {
+    /// For the thread that runs on this CPU.
+    #[inline]
+    pub fn current() -> Self {
+        let mut scheduler = scheduler();
+        let Some(entity) = scheduler.current() else {
+            panic!("no thread runs");
+        };
+        Self::new(&scheduler, entity)
+    }
+
+    /// For a thread that runs on this CPU.
+    #[inline]
+    pub fn new(scheduler: &Scheduler, id: Id<Entity>) -> Self {
+        let Entity { thread, place, .. } = scheduler.entities[id];
         Self {
-            id,
-            thread: NonNull::from(&mut kernel.threads[id]),
+            id: thread,
+            entity: id,
+            thread: place,
         }
     }
 
-    /// Kernel state. Nothing of it can be held across [`Call::wait`]: the borrow checker sees to it.
+    /// Kernel state, which becomes the caller's until it waits or is done. Nothing of it can be held
+    /// across [`Call::wait`]: the borrow checker sees to it.
     #[inline]
     pub fn kernel(&mut self) -> &mut Kernel {
+        lock::take_kernel(self.entity);
         lock::held_kernel()
     }
 
-    /// The calling thread.
+    /// The calling thread, as part of the kernel's state.
     #[inline]
     pub fn thread(&mut self) -> &mut Thread {
+        lock::take_kernel(self.entity);
+        self.own()
+    }
+
+    /// What of the calling thread is nobody else's while it runs.
+    #[inline]
+    fn own(&mut self) -> &mut Thread {
         // SAFETY: a running thread is not destroyed, its place in the arena is fixed, and `&mut self`
         // keeps this from being held beside a borrow from `kernel`.
         unsafe { self.thread.as_mut() }
     }
 
+    /// Its user registers.
+    #[inline]
+    pub fn frame(&mut self) -> &mut Frame {
+        &mut self.own().frame
+    }
+
+    /// Whether its registers name a call that is being made.
+    #[inline]
+    pub fn in_call(&mut self) -> bool {
+        self.own().in_call
+    }
+
+    /// Its registers name a call, which begins.
+    #[inline]
+    pub fn begin(&mut self) {
+        self.own().in_call = true;
+    }
+
+    /// Whether it may go on on this CPU.
+    #[inline]
+    pub fn goes_on(&mut self) -> bool {
+        self.own().run == Run::Scheduled && scheduler().goes_on()
+    }
+
+    /// Why it makes way, if it does not go on.
+    pub fn run(&mut self) -> Run {
+        self.own().run
+    }
+
     /// Parameter `n` (0 to 7), a register.
     #[inline]
     pub fn argument(&mut self, n: usize) -> u64 {
-        *argument_register!(self.thread().frame, n)
+        *argument_register!(self.frame(), n)
     }
 
     /// Writes a parameter back: progress that a restarted call starts from.
@@ -113,7 +168,10 @@ impl Call {
     /// The call is done, with a value for the user.
     #[inline]
     pub fn complete(&mut self, value: u64) -> Done {
-        self.thread().complete(value);
+        // Under the core lock, because nobody may see half of it.
+        let held = scheduler();
+        self.own().complete(value);
+        drop(held);
         Ok(())
     }
 
@@ -138,12 +196,12 @@ impl Call {
     /// CPU's wish by `reschedule`; and a host that emulates CPL 0 may take a hundred instructions to
     /// deliver one.
     pub fn preemption_point(&mut self) -> Result<(), Stop> {
-        lock::offer();
-        self.kernel().poll_timer();
-        if boundary::runs(self) {
+        lock::offer(self.entity);
+        scheduler().poll_timer();
+        if self.goes_on() {
             return Ok(());
         }
-        self.kernel().stats().count(|stats| &mut stats.preemptions);
+        count(|stats| &mut stats.preemptions);
         model::preempt(self)
     }
 

@@ -3,6 +3,7 @@
 use crate::arch::instructions::rdtsc;
 
 /// Converts between the counter, nanoseconds and timer ticks.
+#[derive(Clone, Copy)]
 pub struct Clock {
     start: u64,
     /// Nanoseconds per counter tick, times 2^32.

@@ -14,6 +14,7 @@ use fluke_abi::ipc::{TIME_MAGIC, TimeRequest};
 use crate::arena::Id;
 use crate::ipc::Port;
 use crate::kernel::Kernel;
+use crate::lock::scheduler;
 use crate::object::Object;
 use crate::thread::{Run, Thread, Wait};
 
@@ -66,7 +67,7 @@ impl Kernel {
             .filter(|&end| match self.threads[end].run {
                 Run::Waiting(wait) => matches!(wait, Wait::Ask(_) | Wait::Time(_)),
                 // One whose time was taken away, and which has not yet made way.
-                Run::Ready(_) | Run::Running(_) => self.entitlement(end).is_none(),
+                Run::Scheduled => !self.is_asleep(end) && self.entitlement(end).is_none(),
                 Run::Stopped => false,
             })
     }
@@ -128,11 +129,12 @@ impl Kernel {
         let Wait::Schedule { target, .. } = wait else {
             return false;
         };
-        let end = self.beneficiary(target).map(|end| self.threads[end].run);
-        !matches!(
-            end,
-            Some(Run::Ready(_) | Run::Running(_) | Run::Waiting(Wait::Ask(_) | Wait::Time(_)))
-        )
+        self.beneficiary(target)
+            .is_none_or(|end| match self.threads[end].run {
+                Run::Waiting(wait) => !matches!(wait, Wait::Ask(_) | Wait::Time(_)),
+                Run::Scheduled => self.is_asleep(end),
+                Run::Stopped => true,
+            })
     }
 
     /// When a donor wants to be woken: a parameter of the call that it sleeps in.
@@ -149,37 +151,28 @@ impl Kernel {
     }
 
     /// A donation has ended, its donor being no longer asleep in `thread_schedule`: whoever runs on
-    /// it makes way.
+    /// it makes way, as soon as it has seen that.
     pub fn end_donation(&mut self, target: Id<Thread>) {
-        let Some(end) = self.beneficiary(target) else {
-            return;
-        };
-        match self.threads[end].run {
-            Run::Ready(cpu) => {
-                let priority = self.threads[end].runs_at;
-                self.ready[cpu as usize].remove(&mut self.threads, end, priority);
-                self.wait_for_time(end);
-            }
-            // It waits for time when it is off its CPU.
-            Run::Running(cpu) => {
-                self.cpus[cpu as usize].reschedule = true;
-                self.kick(cpu);
-            }
-            Run::Waiting(_) | Run::Stopped => {}
+        if let Some(end) = self.beneficiary(target)
+            && self.threads[end].run == Run::Scheduled
+        {
+            scheduler().call_attention(self.threads[end].entity);
         }
     }
 
-    /// A thread in no queue, whose time was taken away: waits for more, and asks for it if its
+    /// The caller's time was taken away: it waits for more, and asks for it if its
     /// scheduler does not know that it could run.
     pub fn wait_for_time(&mut self, id: Id<Thread>) {
         match self.scheduler_of(id) {
             Some(port) if self.threads[id].asked => self.sleep(id, Wait::Time(port)),
             Some(_) => self.ask_for_time(id),
-            None => {
-                self.threads[id].run = Run::Stopped;
-                self.make_ready(id);
-            }
+            None => {}
         }
+    }
+
+    /// Whether a thread sleeps by the clock.
+    fn is_asleep(&self, id: Id<Thread>) -> bool {
+        scheduler().is_asleep(self.threads[id].entity)
     }
 
     /// A thread has no more use for time. Its donor learns of it, if it wanted to.

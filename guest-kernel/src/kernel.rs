@@ -1,7 +1,6 @@
-//! All state of the kernel, and how it is laid out at boot.
+//! All state of the kernel but the scheduler's, and how it is laid out at boot.
 //!
-//! There is one [`Kernel`], behind one lock that is taken at the boundary (`boundary.rs`): while a
-//! CPU runs kernel code it has all of it.
+//! There is one [`Kernel`], behind one lock (`lock.rs`): who has it, has all of it.
 
 use core::ptr::NonNull;
 
@@ -12,17 +11,16 @@ use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::{Census, Prot};
 use fluke_abi::stats::CpuStats;
 
-use crate::arch::cpu::Cpu;
 use crate::arch::memory::direct;
 use crate::arena::{Arena, Id};
 use crate::clock::Clock;
 use crate::ipc::{Port, Pset};
+use crate::lock::scheduler;
 use crate::mm::{FramePool, Mapping, Region, Source, Space};
 use crate::model;
 use crate::object::{Object, ObjectTable};
-use crate::queue::Queue;
 use crate::reference::Ref;
-use crate::sched::{CpuState, RunQueue, Stats};
+use crate::sched::{CpuState, Entity, RunQueue, Scheduler, Stats, Table};
 use crate::stacks::Stacks;
 use crate::sync::{Cond, Mutex};
 use crate::thread::Thread;
@@ -53,12 +51,6 @@ pub struct Kernel {
     pub frames: FramePool,
     /// Kernel stacks of threads.
     pub stacks: Stacks,
-    /// Run queues, one for each CPU.
-    pub ready: &'static mut [RunQueue],
-    /// State of the CPUs.
-    pub cpus: &'static mut [CpuState],
-    /// Threads that sleep, by deadline.
-    pub sleepers: Queue<Thread>,
     /// Ports with requests for time whose servers are yet to be told: the first, which names the next
     /// in [`Port::announced`].
     pub announcements: Option<Id<Port>>,
@@ -68,6 +60,9 @@ pub struct Kernel {
     pub clock: Clock,
     /// Whether long copies have preemption points: preemption level `partial`.
     pub preemption_points: bool,
+    /// Page tables of destroyed spaces that some CPU still had loaded: the first; its first word names
+    /// the next.
+    pub husks: u64,
     /// Physical address of the gate page.
     pub gate_page: u64,
     /// Page table of no space.
@@ -106,6 +101,11 @@ impl Carver {
         at
     }
 
+    /// An arena with room for that many.
+    fn arena_of<T>(&mut self, count: u64) -> Arena<T> {
+        self.arena(count * Arena::<T>::STRIDE as u64)
+    }
+
     fn arena<T>(&mut self, bytes: u64) -> Arena<T> {
         let at = self.take(bytes);
         // SAFETY: the pool is the kernel's and zero, and this part goes to nobody else.
@@ -129,7 +129,7 @@ impl Kernel {
     ///
     /// # Safety
     /// The boot information must be true; the pool becomes the kernel's.
-    pub unsafe fn new(boot: &BootInfo) -> Self {
+    pub unsafe fn new(boot: &BootInfo) -> (Self, Scheduler) {
         let Extent { start, size } = boot.pool;
         let mut pool = Carver {
             at: start,
@@ -138,16 +138,29 @@ impl Kernel {
         let cpus = boot.cpus as usize;
         let heads = pool.take(ObjectTable::bytes(boot.memory_size));
         let state: &'static mut [CpuState] = pool.slice(cpus);
-        let ready = pool.slice(cpus);
+        let ready: &'static mut [RunQueue] = pool.slice(cpus);
         for (number, cpu) in state.iter_mut().enumerate() {
             let stats = boot.stats.start + (number * size_of::<CpuStats>()) as u64;
             // SAFETY: the host gives a block to each CPU; each is used once.
             cpu.stats = Stats::new(unsafe { &mut *direct::<CpuStats>(stats) });
         }
         let unit = (pool.end - pool.at) / 64;
-        Self {
-            threads: pool.arena(unit * Shares::THREADS),
-            spaces: pool.arena(unit * Shares::SPACES),
+        let clock = Clock::new(boot.tsc_khz, boot.apic_timer_khz);
+        let threads =
+            unit * Shares::THREADS / (Arena::<Thread>::STRIDE + Arena::<Entity>::STRIDE) as u64;
+        let spaces =
+            unit * Shares::SPACES / (Arena::<Space>::STRIDE + Arena::<Table>::STRIDE) as u64;
+        let scheduler = Scheduler::new(
+            pool.arena_of(threads),
+            pool.arena_of(spaces),
+            boot.page_table,
+            ready,
+            state,
+            clock,
+        );
+        let kernel = Self {
+            threads: pool.arena_of(threads),
+            spaces: pool.arena_of(spaces),
             regions: pool.arena(unit * Shares::REGIONS),
             mappings: pool.arena(unit * Shares::MAPPINGS),
             ports: pool.arena(unit * Shares::PORTS),
@@ -159,18 +172,17 @@ impl Kernel {
             objects: unsafe { ObjectTable::new(heads, boot.memory_size) },
             frames: FramePool::new(pool.at.next_multiple_of(PAGE_SIZE), pool.end),
             stacks: Stacks::new(boot.cpus, boot.stacks),
-            ready,
-            cpus: state,
-            sleepers: Queue::new(),
             announcements: None,
             announcing: false,
-            clock: Clock::new(boot.tsc_khz, boot.apic_timer_khz),
+            clock,
             preemption_points: boot.preemption_points != 0,
+            husks: 0,
             gate_page: boot.gate_page,
             page_table: boot.page_table,
             root: None,
             next_hash: 1,
-        }
+        };
+        (kernel, scheduler)
     }
 
     /// Makes the root space and its thread, ready to run, as the boot information says.
@@ -194,8 +206,8 @@ impl Kernel {
                 let thread = self.create_thread(None).expect("pool for the root thread");
                 self.attach(thread, segment.start);
                 self.attach(space, segment.start + OBJECT_SIZE);
+                self.set_space(thread, Some(space));
                 let root = &mut self.threads[thread];
-                root.space = Some(space);
                 root.thread_va = ROOT_OBJECTS;
                 root.frame.rip = boot.root_entry;
                 root.frame.rsp = boot.root_stack;
@@ -228,35 +240,32 @@ impl Kernel {
     /// A stopped thread with all that the execution model needs.
     pub fn create_thread(&mut self, hash: Option<u64>) -> Result<Id<Thread>, Status> {
         let id = self.create(hash, Thread::new)?;
-        let (threads, stacks) = (&mut self.threads, &mut self.stacks);
-        if model::prepare(stacks, &mut threads[id]).is_none() {
-            threads.remove(id);
-            return Err(Status::NoMemory);
+        let thread = &mut self.threads[id];
+        let (place, priority) = (NonNull::from(&mut *thread), thread.priority);
+        let entity = model::prepare(&mut self.stacks)
+            .and_then(|stack| scheduler().create(id, place, stack, priority));
+        match entity {
+            Some(entity) => {
+                thread.entity = entity;
+                Ok(id)
+            }
+            None => {
+                self.threads.remove(id);
+                Err(Status::NoMemory)
+            }
         }
-        Ok(id)
     }
 
-    /// Number of the CPU that runs this.
-    #[inline]
-    pub fn cpu_number(&self) -> u32 {
-        Cpu::current_number()
-    }
-
-    /// State of the CPU that runs this.
-    #[inline]
-    pub fn cpu(&mut self) -> &mut CpuState {
-        let number = Cpu::current_number();
-        &mut self.cpus[number as usize]
-    }
-
-    /// Counters of the CPU that runs this.
-    #[inline]
-    pub fn stats(&mut self) -> &mut Stats {
-        &mut self.cpu().stats
+    /// Puts a stopped thread into a space, or into none.
+    pub fn set_space(&mut self, id: Id<Thread>, space: Option<Id<Space>>) {
+        let table = space.map(|space| self.spaces[space].table);
+        let thread = &mut self.threads[id];
+        thread.space = space;
+        scheduler().entities[thread.entity].table = table;
     }
 
     /// What the pool holds.
-    pub fn census(&self) -> Census {
+    pub fn census(&mut self) -> Census {
         let objects = [
             self.threads.live(),
             self.spaces.live(),
@@ -270,7 +279,7 @@ impl Kernel {
         ];
         Census {
             objects: objects.map(u64::from),
-            frames: self.frames.live(),
+            frames: self.frames.live() - self.reap_husks(),
         }
     }
 }
@@ -300,10 +309,12 @@ pub(crate) mod tests {
         boot.gate_page = 0x4000;
         let pool: *mut u8 = direct(boot.pool.start);
         // SAFETY: the pool lies within the pretended memory, which is this thread's.
-        unsafe {
+        let (kernel, scheduler) = unsafe {
             pool.write_bytes(0, boot.pool.size as usize);
             Kernel::new(&boot)
-        }
+        };
+        crate::lock::tests::install_scheduler(scheduler);
+        kernel
     }
 
     #[test]

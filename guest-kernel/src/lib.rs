@@ -20,7 +20,7 @@ extern crate std;
 pub mod arch;
 #[allow(unsafe_code, reason = "memory of objects")]
 pub mod arena;
-#[allow(unsafe_code, reason = "the lock, and leaving stacks")]
+#[allow(unsafe_code, reason = "leaving stacks")]
 pub mod boundary;
 #[allow(unsafe_code, reason = "the running thread stays")]
 pub mod call;
@@ -30,6 +30,8 @@ pub mod entry;
 pub mod ipc;
 #[allow(unsafe_code, reason = "dividing the pool")]
 pub mod kernel;
+#[allow(unsafe_code, reason = "the locks")]
+pub mod lock;
 pub mod mm;
 #[allow(unsafe_code, reason = "stack switching")]
 pub mod model;
@@ -37,8 +39,10 @@ pub mod model;
 pub mod object;
 pub mod queue;
 pub mod reference;
+#[allow(unsafe_code, reason = "a thread's place")]
 pub mod sched;
 #[allow(unsafe_code, reason = "the list of free stacks")]
 pub mod stacks;
 pub mod sync;
 pub mod thread;
+pub mod wait;

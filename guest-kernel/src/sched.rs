@@ -1,22 +1,32 @@
-//! Scheduling: which thread runs on which CPU.
+//! The scheduler: which thread runs on which CPU.
 //!
 //! Every CPU has run queues by priority and takes the first thread of the highest. A thread that
 //! becomes ready is queued where it was woken: most often its waker is about to sleep, and runs it
 //! next without disturbing anybody. Only when a CPU leaves to user mode with others still queued does
 //! it bring in an idle CPU, or one that runs something less important, which takes from it. The
 //! timer runs only when somebody else wants the CPU, or somebody sleeps.
+//!
+//! This is the core of the kernel that cannot be preempted, so it stands apart: it knows of a thread
+//! only what is in its [`Entity`], and nothing of the [`Kernel`](crate::kernel::Kernel). What a thread
+//! waits for, other than the clock, is the kernel's affair (`wait.rs`): here such a thread is just off.
 
+use core::ptr::NonNull;
+
+use bitflags::bitflags;
+use fluke_abi::state::FPU_BYTES;
 use fluke_abi::stats::CpuStats;
 
 use crate::arch::apic;
 use crate::arch::cpu::Cpu;
+use crate::arch::fpu::Fpu;
+use crate::arch::instructions;
 use crate::arena::{Arena, Id};
 use crate::boundary::start::is_online;
-use crate::kernel::Kernel;
-use crate::mm::Space;
+use crate::clock::Clock;
+use crate::lock::scheduler;
 use crate::model;
-use crate::queue::Queue;
-use crate::thread::{Run, Thread, Wait};
+use crate::queue::{Linked, Links, Queue};
+use crate::thread::Thread;
 
 /// Nanoseconds that a thread runs before another of its priority gets the CPU.
 pub const QUANTUM_NS: u64 = 10_000_000;
@@ -24,9 +34,74 @@ pub const QUANTUM_NS: u64 = 10_000_000;
 /// Levels of priority.
 const PRIORITIES: usize = fluke_abi::state::PRIORITY_MAX as usize + 1;
 
+/// Whether and where a thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nowhere, until the kernel says so.
+    Off,
+    /// In the run queue of that CPU.
+    Ready(u32),
+    /// On that CPU.
+    Running(u32),
+    /// Until that time, nanoseconds.
+    Asleep(u64),
+    /// Until it has the kernel mutex.
+    Locking,
+}
+
+/// What the scheduler knows of a thread.
+pub struct Entity {
+    links: Links<Self>,
+    /// The thread.
+    pub thread: Id<Thread>,
+    /// Where it is: its place in its arena is fixed.
+    pub place: NonNull<Thread>,
+    state: State,
+    /// The priority at which it runs.
+    priority: u8,
+    /// The same without what it inherits as owner of the kernel mutex.
+    own_priority: u8,
+    /// It has to look at what others want of it before it leaves to user mode.
+    attention: bool,
+    /// CPU it ran on last.
+    last_cpu: u32,
+    /// Its page table; a dead one is as good as none.
+    pub table: Option<Id<Table>>,
+    /// What the execution model keeps of it while it does not run.
+    stack: model::Stack,
+    /// User x87 and SSE registers, while no CPU has them.
+    pub fpu: Fpu,
+}
+
+// SAFETY: `place` is the arena's, which has no thread affinity.
+unsafe impl Send for Entity {}
+
+impl Linked for Entity {
+    fn links(&mut self) -> &mut Links<Self> {
+        &mut self.links
+    }
+}
+
+/// A page table that CPUs may load.
+pub struct Table {
+    /// Physical address.
+    root: u64,
+}
+
+bitflags! {
+    /// What a CPU is to do before it goes on in user mode.
+    #[derive(Clone, Copy, Default)]
+    struct Demands: u8 {
+        /// Somebody else should have the CPU.
+        const MAKE_WAY = 1;
+        /// The thread that runs has to look at what others want of it.
+        const ATTEND = 2;
+    }
+}
+
 /// Ready threads of a CPU.
 pub struct RunQueue {
-    queues: [Queue<Thread>; PRIORITIES],
+    queues: [Queue<Entity>; PRIORITIES],
     /// Bit `p`: queue `p` is not empty.
     occupied: u32,
 }
@@ -58,25 +133,25 @@ impl RunQueue {
     }
 
     /// Appends a thread of the given priority.
-    pub fn push(&mut self, threads: &mut Arena<Thread>, id: Id<Thread>, priority: u8) {
-        self.queues[priority as usize].push(threads, id);
+    pub fn push(&mut self, entities: &mut Arena<Entity>, id: Id<Entity>, priority: u8) {
+        self.queues[priority as usize].push(entities, id);
         self.occupied |= 1 << priority;
     }
 
     /// Takes out a thread that is in the queue of that priority.
-    pub fn remove(&mut self, threads: &mut Arena<Thread>, id: Id<Thread>, priority: u8) {
+    pub fn remove(&mut self, entities: &mut Arena<Entity>, id: Id<Entity>, priority: u8) {
         let queue = &mut self.queues[priority as usize];
-        queue.remove(threads, id);
+        queue.remove(entities, id);
         if queue.is_empty() {
             self.occupied &= !(1 << priority);
         }
     }
 
     /// Takes out the first thread of the highest priority.
-    pub fn pop(&mut self, threads: &mut Arena<Thread>) -> Option<Id<Thread>> {
+    pub fn pop(&mut self, entities: &mut Arena<Entity>) -> Option<Id<Entity>> {
         let priority = self.highest()?;
         let id = self.queues[priority as usize].first()?;
-        self.remove(threads, id, priority);
+        self.remove(entities, id, priority);
         Some(id)
     }
 }
@@ -86,19 +161,20 @@ pub struct CpuState {
     /// What the stubs know of it; `None` until it has come up.
     pub hardware: Option<&'static mut Cpu>,
     /// The thread that runs.
-    pub current: Option<Id<Thread>>,
+    current: Option<Id<Entity>>,
     /// Waits for an interrupt; or has not come up, and will then.
     pub idle: bool,
-    /// Somebody else should have the CPU.
-    pub reschedule: bool,
+    demands: Demands,
     /// A page table in use here lost an entry.
-    pub flush: bool,
-    /// The space whose page table is loaded.
-    pub loaded: Option<Id<Space>>,
+    flush: bool,
+    /// The page table that is loaded; `None` is that of no space.
+    loaded: Option<Id<Table>>,
+    /// Its physical address; 0 before the first.
+    root: u64,
     /// The thread whose x87 and SSE registers are in the CPU.
-    pub fpu_owner: Option<Id<Thread>>,
+    fpu_owner: Option<Id<Entity>>,
     /// When the timer will fire, nanoseconds; 0 if it is off.
-    pub timer: u64,
+    timer: u64,
     /// Counters for the host, in memory that the host reads.
     pub stats: Stats,
 }
@@ -109,9 +185,10 @@ impl Default for CpuState {
             hardware: None,
             current: None,
             idle: true,
-            reschedule: false,
+            demands: Demands::empty(),
             flush: false,
             loaded: None,
+            root: 0,
             fpu_owner: None,
             timer: 0,
             stats: Default::default(),
@@ -138,48 +215,272 @@ impl Stats {
     }
 }
 
-impl Kernel {
-    /// Lets a thread run: queues it on this CPU, or with whoever schedules it. A thread that runs
-    /// already runs on.
-    pub fn make_ready(&mut self, id: Id<Thread>) {
-        let number = self.cpu_number();
-        if matches!(self.threads[id].run, Run::Running(_) | Run::Ready(_)) {
-            return;
+/// Counts something that happened on this CPU.
+#[inline]
+pub fn count(counter: fn(&mut CpuStats) -> &mut u64) {
+    scheduler().cpu().stats.count(counter);
+}
+
+/// Threads, CPUs, and time.
+pub struct Scheduler {
+    /// All threads.
+    pub entities: Arena<Entity>,
+    /// All page tables of spaces.
+    tables: Arena<Table>,
+    /// Page table of no space.
+    no_table: u64,
+    /// Run queues, one for each CPU.
+    ready: &'static mut [RunQueue],
+    /// State of the CPUs.
+    pub cpus: &'static mut [CpuState],
+    /// Threads that sleep, by deadline.
+    sleepers: Queue<Entity>,
+    /// Threads that wait for the kernel mutex.
+    lockers: Queue<Entity>,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Scheduler {
+    /// A scheduler of no threads.
+    pub const fn new(
+        entities: Arena<Entity>,
+        tables: Arena<Table>,
+        no_table: u64,
+        ready: &'static mut [RunQueue],
+        cpus: &'static mut [CpuState],
+        clock: Clock,
+    ) -> Self {
+        Self {
+            entities,
+            tables,
+            no_table,
+            ready,
+            cpus,
+            sleepers: Queue::new(),
+            lockers: Queue::new(),
+            clock,
         }
-        let Some(priority) = self.entitlement(id) else {
-            return self.ask_for_time(id);
+    }
+
+    /// A thread that is off. `None`: there is no room.
+    pub fn create(
+        &mut self,
+        thread: Id<Thread>,
+        place: NonNull<Thread>,
+        stack: model::Stack,
+        priority: u8,
+    ) -> Option<Id<Entity>> {
+        let entity = Entity {
+            links: Links::new(),
+            thread,
+            place,
+            state: State::Off,
+            priority,
+            own_priority: priority,
+            attention: false,
+            last_cpu: 0,
+            table: None,
+            stack,
+            fpu: Fpu::INITIAL,
         };
-        self.queue(id, priority);
-        let running = self.runs_at(number);
-        let cpu = &mut self.cpus[number as usize];
-        cpu.reschedule |= running.is_some_and(|running| running < priority);
+        self.entities.insert(entity).ok()
+    }
+
+    /// Forgets a thread that is off; returns what the execution model kept of it.
+    pub fn remove(&mut self, id: Id<Entity>) -> Option<model::Stack> {
+        self.forget_fpu(id);
+        self.entities.remove(id).map(|entity| entity.stack)
+    }
+
+    /// State of the CPU that runs this.
+    #[inline]
+    pub fn cpu(&mut self) -> &mut CpuState {
+        let number = Cpu::current_number();
+        &mut self.cpus[number as usize]
+    }
+
+    /// The thread that runs on this CPU.
+    #[inline]
+    pub fn current(&mut self) -> Option<Id<Entity>> {
+        self.cpu().current
+    }
+
+    /// Whether the thread that runs on this CPU may go on: nobody else should have the CPU, or wants
+    /// anything of the thread.
+    #[inline]
+    pub fn goes_on(&mut self) -> bool {
+        self.cpu().demands.is_empty()
+    }
+
+    /// Whether somebody else should have this CPU.
+    #[inline]
+    pub fn must_make_way(&mut self) -> bool {
+        let cpu = self.cpu();
+        cpu.current.is_some() && cpu.demands.contains(Demands::MAKE_WAY)
+    }
+
+    /// Where the execution model keeps what it keeps of a thread.
+    pub fn stack(&mut self, id: Id<Entity>) -> &mut model::Stack {
+        &mut self.entities[id].stack
+    }
+
+    /// Whether a thread sleeps by the clock.
+    pub fn is_asleep(&self, id: Id<Entity>) -> bool {
+        matches!(self.entities[id].state, State::Asleep(_))
+    }
+
+    /// Lets a thread that is off run.
+    pub fn make_ready(&mut self, id: Id<Entity>, priority: u8) {
+        let entity = &mut self.entities[id];
+        entity.own_priority = priority;
+        if entity.state == State::Off {
+            entity.priority = priority;
+            self.queue(id);
+        }
     }
 
     /// Puts a thread into this CPU's run queue.
-    fn queue(&mut self, id: Id<Thread>, priority: u8) {
-        let number = self.cpu_number();
-        let thread = &mut self.threads[id];
-        thread.run = Run::Ready(number);
-        thread.runs_at = priority;
-        self.ready[number as usize].push(&mut self.threads, id, priority);
+    fn queue(&mut self, id: Id<Entity>) {
+        let number = Cpu::current_number();
+        let entity = &mut self.entities[id];
+        entity.state = State::Ready(number);
+        let priority = entity.priority;
+        self.ready[number as usize].push(&mut self.entities, id, priority);
+        let running = self.priority_on(number);
+        let cpu = &mut self.cpus[number as usize];
+        if running.is_some_and(|running| running < priority) {
+            cpu.demands |= Demands::MAKE_WAY;
+        }
+    }
+
+    /// Takes a thread off, wherever it is, and with it what it was doing in the kernel. Not one that is
+    /// on a CPU: `false`.
+    pub fn take_out(&mut self, id: Id<Entity>) -> bool {
+        let entity = &mut self.entities[id];
+        let priority = entity.priority;
+        match entity.state {
+            State::Running(_) => return false,
+            State::Ready(cpu) => self.ready[cpu as usize].remove(&mut self.entities, id, priority),
+            State::Asleep(_) => self.sleepers.remove(&mut self.entities, id),
+            State::Locking => self.lockers.remove(&mut self.entities, id),
+            State::Off => {}
+        }
+        let entity = &mut self.entities[id];
+        entity.state = State::Off;
+        model::abandon(&mut entity.stack);
+        true
+    }
+
+    /// The running thread goes off when it leaves its CPU.
+    pub fn block(&mut self, id: Id<Entity>) {
+        self.entities[id].state = State::Off;
+    }
+
+    /// The running thread sleeps until a time when it leaves its CPU. `attend`: it has something to
+    /// look at when it wakes.
+    pub fn sleep_until(&mut self, id: Id<Entity>, deadline: u64, attend: bool) {
+        let mut next = self.sleepers.first();
+        while let Some(other) = next {
+            match self.entities[other].state {
+                State::Asleep(theirs) if theirs > deadline => break,
+                _ => next = self.sleepers.after(&mut self.entities, other),
+            }
+        }
+        self.sleepers.insert_before(&mut self.entities, id, next);
+        let entity = &mut self.entities[id];
+        entity.state = State::Asleep(deadline);
+        entity.attention |= attend;
+    }
+
+    /// Makes a thread look at what others want of it before it goes on in user mode; says whether it is
+    /// on a CPU now.
+    pub fn call_attention(&mut self, id: Id<Entity>) -> bool {
+        let entity = &mut self.entities[id];
+        entity.attention = true;
+        let State::Running(cpu) = entity.state else {
+            return false;
+        };
+        self.cpus[cpu as usize].demands |= Demands::ATTEND;
+        self.kick(cpu);
+        true
+    }
+
+    /// Whether the running thread has something to look at; it will now.
+    pub fn take_attention(&mut self, id: Id<Entity>) -> bool {
+        self.cpu().demands.remove(Demands::ATTEND);
+        core::mem::take(&mut self.entities[id].attention)
+    }
+
+    /// The running thread goes on at another priority.
+    pub fn set_priority(&mut self, id: Id<Entity>, priority: u8) {
+        let entity = &mut self.entities[id];
+        let inherited = entity.priority > entity.own_priority;
+        entity.own_priority = priority;
+        if !inherited || entity.priority < priority {
+            entity.priority = priority;
+        }
+    }
+
+    /// The running thread sleeps, when it leaves its CPU, until it is given the kernel mutex. The
+    /// owner, at that index, inherits its priority.
+    pub fn wait_for_kernel(&mut self, id: Id<Entity>, owner: u32) {
+        self.entities[id].state = State::Locking;
+        self.lockers.push(&mut self.entities, id);
+        let priority = self.entities[id].priority;
+        let Some(owner) = self.entities.id_at(owner) else {
+            return;
+        };
+        let old = self.entities[owner].priority;
+        if old >= priority {
+            return;
+        }
+        if let State::Ready(cpu) = self.entities[owner].state {
+            self.ready[cpu as usize].remove(&mut self.entities, owner, old);
+            self.entities[owner].priority = priority;
+            self.queue(owner);
+        } else {
+            self.entities[owner].priority = priority;
+        }
+    }
+
+    /// The owner of the kernel mutex gives it up, and what it inherited: who gets it next, and whether
+    /// others wait still.
+    pub fn next_for_kernel(&mut self, owner: Id<Entity>) -> (Option<Id<Entity>>, bool) {
+        let entity = &mut self.entities[owner];
+        entity.priority = entity.own_priority;
+        let mut next = self.lockers.first();
+        let mut best = next;
+        while let Some(id) = next {
+            let most = best.map_or(0, |best| self.entities[best].priority);
+            if self.entities[id].priority > most {
+                best = next;
+            }
+            next = self.lockers.after(&mut self.entities, id);
+        }
+        if let Some(best) = best {
+            self.lockers.remove(&mut self.entities, best);
+            self.queue(best);
+        }
+        (best, !self.lockers.is_empty())
     }
 
     /// The priority of what runs on a CPU.
-    fn runs_at(&self, cpu: u32) -> Option<u8> {
+    fn priority_on(&self, cpu: u32) -> Option<u8> {
         let current = self.cpus[cpu as usize].current?;
-        Some(self.threads[current].runs_at)
+        Some(self.entities[current].priority)
     }
 
     /// Before this CPU leaves the kernel with threads queued: brings in the CPU that has least to do,
     /// if it has less to do than the first of them is worth.
     fn share(&mut self) {
-        let here = self.cpu_number();
+        let here = Cpu::current_number();
         let Some(waiting) = self.ready[here as usize].highest() else {
             return;
         };
         let mut best: Option<(u32, Option<u8>)> = None;
         for (number, cpu) in (0..).zip(self.cpus.iter()) {
-            let running = self.runs_at(number);
+            let running = self.priority_on(number);
             let free = if running.is_none() {
                 cpu.idle && is_online(number)
             } else {
@@ -191,105 +492,25 @@ impl Kernel {
         }
         if let Some((number, _)) = best {
             let cpu = &mut self.cpus[number as usize];
-            cpu.reschedule = cpu.current.is_some();
+            if cpu.current.is_some() {
+                cpu.demands |= Demands::MAKE_WAY;
+            }
             cpu.idle = false;
             self.kick(number);
         }
     }
 
-    /// Puts a thread to sleep, which is in no queue.
-    pub fn sleep(&mut self, id: Id<Thread>, wait: Wait) {
-        self.threads[id].run = Run::Waiting(wait);
-        let threads = &mut self.threads;
-        match wait {
-            Wait::Mutex(on) => self.mutexes[on].waiters.push(threads, id),
-            Wait::Cond(on) => self.conds[on].waiters.push(threads, id),
-            Wait::Port(on) => self.ports[on].clients.push(threads, id),
-            Wait::Pset(on) => self.psets[on].servers.push(threads, id),
-            Wait::Stop(on) => {
-                let mut stoppers = core::mem::take(&mut threads[on].stoppers);
-                stoppers.push(threads, id);
-                threads[on].stoppers = stoppers;
-            }
-            Wait::Sleep(deadline) => self.insert_sleeper(id, deadline),
-            Wait::Schedule { target, port } => {
-                self.ports[port].donors.push(threads, id);
-                return self.begin_donation(id, target);
-            }
-            Wait::Ask(on) => return self.ports[on].clients.push(threads, id),
-            Wait::Time(on) => return self.ports[on].wanting.push(threads, id),
-            Wait::Reply(_)
-            | Wait::Send(_)
-            | Wait::Receive(_)
-            | Wait::Over(_)
-            | Wait::Ack(_)
-            | Wait::Forever => {}
-        }
-        if self.threads[id].donor.is_some() {
-            self.threads[id].asked = false;
-            self.time_unused(id);
-        }
-    }
-
-    /// Takes a thread out of the queue of what it waits for.
-    pub fn unqueue(&mut self, id: Id<Thread>, wait: Wait) {
-        let threads = &mut self.threads;
-        match wait {
-            Wait::Mutex(on) => self.mutexes[on].waiters.remove(threads, id),
-            Wait::Cond(on) => self.conds[on].waiters.remove(threads, id),
-            Wait::Port(on) => self.ports[on].clients.remove(threads, id),
-            Wait::Pset(on) => self.psets[on].servers.remove(threads, id),
-            Wait::Stop(on) => {
-                let mut stoppers = core::mem::take(&mut threads[on].stoppers);
-                stoppers.remove(threads, id);
-                threads[on].stoppers = stoppers;
-            }
-            Wait::Sleep(_) => self.sleepers.remove(threads, id),
-            Wait::Schedule { target, port } => {
-                self.ports[port].donors.remove(threads, id);
-                self.end_donation(target);
-            }
-            Wait::Ask(on) => self.ports[on].clients.remove(threads, id),
-            Wait::Time(on) => self.ports[on].wanting.remove(threads, id),
-            Wait::Reply(_)
-            | Wait::Send(_)
-            | Wait::Receive(_)
-            | Wait::Over(_)
-            | Wait::Ack(_)
-            | Wait::Forever => {}
-        }
-    }
-
-    /// Wakes a sleeping thread: it looks at its registers again.
-    pub fn wake(&mut self, id: Id<Thread>) {
-        if let Run::Waiting(wait) = self.threads[id].run {
-            self.unqueue(id, wait);
-            self.make_ready(id);
-        }
-    }
-
-    fn insert_sleeper(&mut self, id: Id<Thread>, deadline: u64) {
-        let mut next = self.sleepers.first();
-        while let Some(other) = next {
-            match self.threads[other].wait() {
-                Some(Wait::Sleep(theirs)) if theirs > deadline => break,
-                _ => next = self.sleepers.after(&mut self.threads, other),
-            }
-        }
-        self.sleepers.insert_before(&mut self.threads, id, next);
-    }
-
     /// When the first sleeper wakes, nanoseconds.
     fn next_deadline(&self) -> Option<u64> {
-        match self.threads[self.sleepers.first()?].wait() {
-            Some(Wait::Sleep(deadline)) => Some(deadline),
+        match self.entities[self.sleepers.first()?].state {
+            State::Asleep(deadline) => Some(deadline),
             _ => None,
         }
     }
 
     /// The timer of this CPU fired.
     pub fn timer_fired(&mut self) {
-        self.stats().count(|stats| &mut stats.timer_interrupts);
+        self.cpu().stats.count(|stats| &mut stats.timer_interrupts);
         self.alarm();
     }
 
@@ -297,16 +518,18 @@ impl Kernel {
     fn alarm(&mut self) {
         let now = self.clock.now();
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            if let Some(id) = self.sleepers.first() {
-                self.wake(id);
+            if let Some(id) = self.sleepers.pop(&mut self.entities) {
+                self.queue(id);
             }
         }
-        let number = self.cpu_number() as usize;
-        let highest = self.ready[number].highest();
-        let running = self.runs_at(number as u32);
-        let cpu = &mut self.cpus[number];
+        let number = Cpu::current_number();
+        let highest = self.ready[number as usize].highest();
+        let running = self.priority_on(number);
+        let cpu = &mut self.cpus[number as usize];
         cpu.timer = 0;
-        cpu.reschedule |= highest >= running && highest.is_some();
+        if highest >= running && highest.is_some() {
+            cpu.demands |= Demands::MAKE_WAY;
+        }
     }
 
     /// Looks whether this CPU's timer is due, with interrupts off. Its interrupt comes later and
@@ -320,7 +543,7 @@ impl Kernel {
 
     /// Sets this CPU's timer, if somebody needs it: another ready thread, or a sleeper.
     fn set_timer(&mut self) {
-        let number = self.cpu_number() as usize;
+        let number = Cpu::current_number() as usize;
         let contended = !self.ready[number].is_empty() && self.cpus[number].current.is_some();
         let alarm = self.next_deadline();
         if !contended && alarm.is_none() {
@@ -339,36 +562,25 @@ impl Kernel {
         }
     }
 
-    /// Takes the current thread off this CPU, wherever it goes next.
+    /// Takes the current thread off this CPU, wherever it goes next: back into a run queue, behind its
+    /// equals, if it could run on.
     pub fn take_off(&mut self) {
-        let number = self.cpu_number();
+        let number = Cpu::current_number();
         let cpu = &mut self.cpus[number as usize];
-        cpu.reschedule = false;
+        cpu.demands = Demands::empty();
         let Some(id) = cpu.current.take() else { return };
-        let thread = &mut self.threads[id];
+        let entity = &mut self.entities[id];
         if cpu.fpu_owner == Some(id) {
-            thread.fpu.save();
+            entity.fpu.save();
         }
-        if thread.stop_requested {
-            if let Run::Waiting(_) = thread.run {
-                self.interrupt_wait(id);
-            }
-            model::abandon(&mut self.threads[id]);
-            self.threads[id].run = Run::Stopped;
-            self.time_unused(id);
-            self.stopped(id);
-        } else if thread.run == Run::Running(number) {
-            // Back into a run queue, behind its equals; unless its time was taken away.
-            match self.entitlement(id) {
-                Some(priority) => self.queue(id, priority),
-                None => self.wait_for_time(id),
-            }
+        if entity.state == State::Running(number) {
+            self.queue(id);
         }
     }
 
     /// Chooses the thread to run on this CPU and makes it the current one.
-    pub fn choose(&mut self) -> Option<Id<Thread>> {
-        let number = self.cpu_number() as usize;
+    pub fn choose(&mut self) -> Option<&mut model::Stack> {
+        let number = Cpu::current_number() as usize;
         // Its own threads first, unless somebody else has one that is worth more.
         let (from, _) = (0..).zip(self.ready.iter()).fold(
             (number, self.ready[number].highest()),
@@ -380,47 +592,73 @@ impl Kernel {
                 }
             },
         );
-        let id = self.ready[from].pop(&mut self.threads)?;
+        let id = self.ready[from].pop(&mut self.entities)?;
         let cpu = &mut self.cpus[number];
         cpu.current = Some(id);
         cpu.stats.count(|stats| &mut stats.context_switches);
-        let thread = &mut self.threads[id];
-        thread.run = Run::Running(number as u32);
-        if let Some(hardware) = &mut cpu.hardware {
-            hardware.set_frame(&thread.frame);
+        let entity = &mut self.entities[id];
+        entity.state = State::Running(number as u32);
+        if entity.attention {
+            cpu.demands = Demands::ATTEND;
         }
-        Some(id)
+        if let Some(hardware) = &mut cpu.hardware {
+            let stack = model::entry_stack(&entity.stack, hardware.stack);
+            hardware.set_running(entity.place.as_ptr() as u64, stack);
+        }
+        Some(&mut entity.stack)
     }
 
-    /// Forgets that a CPU holds the registers of a thread that is going away.
-    pub fn forget_fpu(&mut self, id: Id<Thread>) {
+    /// Runs a thread on this CPU, wherever it was.
+    #[cfg(test)]
+    pub(crate) fn run_now(&mut self, id: Id<Entity>) {
+        self.take_out(id);
+        self.cpus[0].current = Some(id);
+        self.entities[id].state = State::Running(0);
+    }
+
+    /// Forgets that a CPU holds the registers of a thread that is going away, or is to have others.
+    pub fn forget_fpu(&mut self, id: Id<Entity>) {
         for cpu in self.cpus.iter_mut().filter(|cpu| cpu.fpu_owner == Some(id)) {
             cpu.fpu_owner = None;
         }
     }
 
+    /// Gives a thread that is off other x87 and SSE registers.
+    pub fn set_fpu(&mut self, id: Id<Entity>, image: &[u8; FPU_BYTES]) {
+        self.forget_fpu(id);
+        self.entities[id].fpu.import(image);
+    }
+
     /// The last steps before user mode, on behalf of the current thread: its registers, its page
     /// table, the timer.
-    pub fn prepare_user(&mut self, id: Id<Thread>) {
-        let number = self.cpu_number() as usize;
-        let space = self.threads[id].space;
-        self.load_space(space);
+    pub fn prepare_user(&mut self, id: Id<Entity>) {
+        let number = Cpu::current_number() as usize;
+        let table = self.entities[id].table;
+        self.load(table);
         let cpu = &mut self.cpus[number];
-        let thread = &mut self.threads[id];
+        let entity = &mut self.entities[id];
         // Registers that stayed behind are stale if the thread has since run elsewhere.
-        if cpu.fpu_owner != Some(id) || thread.last_cpu != number as u32 {
-            thread.fpu.restore();
-            thread.last_cpu = number as u32;
+        if cpu.fpu_owner != Some(id) || entity.last_cpu != number as u32 {
+            entity.fpu.restore();
+            entity.last_cpu = number as u32;
             cpu.fpu_owner = Some(id);
         }
         if !self.ready[number].is_empty() {
             self.share();
         }
         self.set_timer();
+        if let Some(hardware) = &self.cpus[number].hardware {
+            hardware.enter_user();
+        }
     }
 
     /// Before waiting for an interrupt: the timer; and whether nothing can ever happen again.
     pub fn prepare_idle(&mut self) -> bool {
+        // A page table that is going away must not stay loaded.
+        let loaded = self.cpu().loaded;
+        if loaded.is_some_and(|loaded| self.tables.get(loaded).is_none()) {
+            self.load(None);
+        }
         self.set_timer();
         self.cpu().idle = true;
         let asleep = |cpu: &CpuState| cpu.idle && cpu.current.is_none();
@@ -430,24 +668,75 @@ impl Kernel {
     }
 
     /// Brings a CPU into the kernel if it runs user code or is idle.
-    pub fn kick(&mut self, cpu: u32) {
-        if cpu != self.cpu_number() {
-            self.stats().count(|stats| &mut stats.ipis_sent);
+    fn kick(&mut self, cpu: u32) {
+        if cpu != Cpu::current_number() {
+            self.cpu().stats.count(|stats| &mut stats.ipis_sent);
             apic::kick(cpu);
         }
     }
 
-    /// Waits until a CPU is not in user mode. It cannot go back there while we hold the kernel lock.
-    pub fn await_kernel(&mut self, cpu: u32) {
-        let running = |kernel: &Self| {
-            kernel.cpus[cpu as usize]
+    /// A page table that CPUs may load from now on. `None`: there is no room.
+    pub fn add_table(&mut self, root: u64) -> Option<Id<Table>> {
+        self.tables.insert(Table { root }).ok()
+    }
+
+    /// Loads a page table, or that of no space, and drops what the CPU remembers of one that has
+    /// changed.
+    fn load(&mut self, table: Option<Id<Table>>) {
+        let table = table.filter(|&table| self.tables.get(table).is_some());
+        let root = table.map_or(self.no_table, |table| self.tables[table].root);
+        let cpu = self.cpu();
+        if cpu.loaded == table && !cpu.flush {
+            return;
+        }
+        cpu.flush = false;
+        (cpu.loaded, cpu.root) = (table, root);
+        instructions::set_page_table(root);
+    }
+
+    /// Whether some CPU has the table at that physical address loaded, dead or alive.
+    pub fn has_loaded(&self, root: u64) -> bool {
+        self.cpus.iter().any(|cpu| cpu.root == root)
+    }
+
+    /// Whether a CPU runs user code with a table that has changed, or is gone.
+    fn uses_stale(&self, cpu: usize, table: Id<Table>) -> bool {
+        let cpu = &self.cpus[cpu];
+        cpu.loaded == Some(table)
+            && (cpu.flush || self.tables.get(table).is_none())
+            && cpu
                 .hardware
                 .as_ref()
                 .is_some_and(|hardware| hardware.in_user())
-        };
-        if running(self) {
-            self.kick(cpu);
-            while running(self) {
+    }
+}
+
+/// A page table lost entries: no CPU goes on using them.
+pub fn shoot_down(table: Id<Table>) {
+    for cpu in scheduler()
+        .cpus
+        .iter_mut()
+        .filter(|cpu| cpu.loaded == Some(table))
+    {
+        cpu.flush = true;
+    }
+    await_stale(table);
+}
+
+/// A page table goes away: no CPU goes on using it. One that does not run user code may have it loaded
+/// still ([`Scheduler::has_loaded`]), but will not use it.
+pub fn remove_table(table: Id<Table>) {
+    scheduler().tables.remove(table);
+    await_stale(table);
+}
+
+/// Waits until no CPU runs user code with what it remembers of a table. It looks before it goes back.
+fn await_stale(table: Id<Table>) {
+    let cpus = scheduler().cpus.len();
+    for cpu in 0..cpus {
+        if scheduler().uses_stale(cpu, table) {
+            scheduler().kick(cpu as u32);
+            while scheduler().uses_stale(cpu, table) {
                 core::hint::spin_loop();
             }
         }
@@ -461,17 +750,30 @@ mod tests {
 
     #[test]
     fn the_highest_priority_runs_first_and_equals_in_order() {
-        let mut threads = arena(4);
-        let ids: Vec<_> = (0..4u64)
-            .map(|n| threads.insert(Thread::new(n)).ok().unwrap())
-            .collect();
+        let mut threads = arena(1);
+        let thread = threads.insert(Thread::new(1)).ok().unwrap();
+        let place = NonNull::from(&mut threads[thread]);
+        let mut scheduler = Scheduler::new(
+            arena(4),
+            Arena::empty(),
+            0,
+            &mut [],
+            &mut [],
+            Clock::new(1, 1),
+        );
+        let ids = [(); 4].map(|()| {
+            scheduler
+                .create(thread, place, model::Stack::default(), 0)
+                .unwrap()
+        });
+        let mut entities = scheduler.entities;
         let mut queue = RunQueue::default();
         for (id, priority) in ids.iter().zip([3, 31, 3, 0]) {
-            queue.push(&mut threads, *id, priority);
+            queue.push(&mut entities, *id, priority);
         }
-        queue.remove(&mut threads, ids[1], 31);
+        queue.remove(&mut entities, ids[1], 31);
         assert_eq!(queue.highest(), Some(3));
-        let order: Vec<_> = core::iter::from_fn(|| queue.pop(&mut threads)).collect();
+        let order: Vec<_> = core::iter::from_fn(|| queue.pop(&mut entities)).collect();
         assert_eq!(order, [ids[0], ids[2], ids[3]]);
         assert!(queue.is_empty());
     }

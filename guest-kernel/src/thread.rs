@@ -9,14 +9,15 @@ use fluke_abi::object::Type;
 use fluke_abi::state::{Handlers, PRIORITY_DEFAULT, SavedState, ThreadFlags};
 
 use crate::arch::cpu::Frame;
-use crate::arch::fpu::Fpu;
 use crate::arena::{Arena, Id};
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
+use crate::lock::scheduler;
 use crate::mm::Space;
 use crate::model;
 use crate::object::{Header, Link, Object};
 use crate::queue::{Linked, Links, Queue};
+use crate::sched::Entity;
 use crate::sync::{Cond, Mutex};
 
 /// Role in a reliable connection. A thread can have one connection in each.
@@ -88,15 +89,13 @@ pub enum Wait {
     Forever,
 }
 
-/// Whether and where a thread runs.
+/// Whether a thread runs; where, the scheduler knows ([`crate::sched::State`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
     /// Not until `set_state` says so.
     Stopped,
-    /// In the run queue of that CPU.
-    Ready(u32),
-    /// On that CPU.
-    Running(u32),
+    /// When and where the scheduler says, which also has those that sleep by the clock.
+    Scheduled,
     /// Asleep.
     Waiting(Wait),
 }
@@ -106,13 +105,11 @@ pub enum Run {
 pub struct Thread {
     /// User registers; first, because traps push onto the end of it.
     pub frame: Frame,
-    /// User x87 and SSE registers, while no CPU has them.
-    pub fpu: Fpu,
-    /// What the execution model keeps of a thread that sleeps in the kernel.
-    pub kernel_stack: model::Stack,
+    /// What the scheduler knows of it.
+    pub entity: Id<Entity>,
     header: Header,
     links: Links<Thread>,
-    /// Whether and where it runs.
+    /// Whether it runs.
     pub run: Run,
     /// The registers name a call that the kernel has begun to make.
     pub in_call: bool,
@@ -120,12 +117,8 @@ pub struct Thread {
     pub stop_requested: bool,
     /// Threads that wait for it to stop.
     pub stoppers: Queue<Thread>,
-    /// CPU it ran on last.
-    pub last_cpu: u32,
     /// 0 to 31; the highest runs.
     pub priority: u8,
-    /// The priority at which it was last entitled to run: its own, or that of its time's donor.
-    pub runs_at: u8,
     /// The thread that last donated time to it.
     pub donor: Option<Id<Thread>>,
     /// Its scheduler has taken its request for time since it last slept.
@@ -191,17 +184,14 @@ impl Thread {
                 rflags: user_flags(0),
                 ..Frame::default()
             },
-            fpu: Fpu::INITIAL,
-            kernel_stack: model::Stack::default(),
+            entity: Id::NONE,
             header: Header::new(hash),
             links: Links::new(),
             run: Run::Stopped,
             in_call: false,
             stop_requested: false,
             stoppers: Queue::new(),
-            last_cpu: 0,
             priority: PRIORITY_DEFAULT as u8,
-            runs_at: PRIORITY_DEFAULT as u8,
             donor: None,
             asked: false,
             space: None,
@@ -345,23 +335,20 @@ impl Kernel {
 
     /// Posts an asynchronous exception. `pending` is the flag that holds it back.
     pub fn post(&mut self, id: Id<Thread>, pending: ThreadFlags) {
-        self.threads[id].pending |= pending;
-        self.deliver_pending(id);
+        let thread = &mut self.threads[id];
+        thread.pending |= pending;
+        // A thread on a CPU delivers to itself on its way out of the kernel.
+        let running = thread.run == Run::Scheduled && scheduler().call_attention(thread.entity);
+        if !running {
+            self.deliver_pending(id);
+        }
     }
 
-    /// Lets a thread take the asynchronous exceptions held back, if it can: it must not be on a
-    /// CPU in user mode, or must be the caller.
+    /// Lets a thread take an asynchronous exception held back, if it can: the caller, or one that is on
+    /// no CPU.
     pub fn deliver_pending(&mut self, id: Id<Thread>) {
-        let here = self.cpu_number();
         let thread = &mut self.threads[id];
-        if thread.pending.is_empty() || !thread.exceptions_enabled || thread.run == Run::Stopped {
-            return;
-        }
-        if let Run::Running(cpu) = thread.run
-            && cpu != here
-        {
-            // It delivers to itself on its way out of the kernel.
-            self.kick(cpu);
+        if !thread.exceptions_enabled || thread.run == Run::Stopped {
             return;
         }
         let choices = [
@@ -381,64 +368,21 @@ impl Kernel {
                 thread.handlers.server_alert,
             ),
         ];
-        let Some((flag, code, handler)) = choices
+        let pending = thread.pending;
+        let taken = choices
             .into_iter()
-            .find(|(flag, ..)| thread.pending.contains(*flag))
-        else {
+            .filter(|(flag, ..)| pending.contains(*flag))
+            .find(|&(flag, _, handler)| {
+                // One without a handler is forgotten.
+                thread.pending.remove(flag);
+                handler != 0
+            });
+        let Some((_, code, handler)) = taken else {
             return;
         };
-        thread.pending.remove(flag);
-        if handler == 0 {
-            return;
-        }
         self.interrupt_wait(id);
         self.threads[id].enter_handler(handler, code as u64, 0);
         self.make_ready(id);
-    }
-
-    /// Takes a thread out of whatever it waits for, at a stage boundary: its registers already
-    /// name the call that does the rest. It is then in no queue; the caller says what comes next.
-    pub fn interrupt_wait(&mut self, id: Id<Thread>) {
-        let thread = &mut self.threads[id];
-        thread.exception = None;
-        match thread.run {
-            Run::Waiting(wait) => {
-                self.unqueue(id, wait);
-                model::abandon(&mut self.threads[id]);
-            }
-            Run::Ready(cpu) => {
-                let priority = thread.runs_at;
-                self.ready[cpu as usize].remove(&mut self.threads, id, priority);
-                model::abandon(&mut self.threads[id]);
-            }
-            Run::Stopped | Run::Running(_) => {}
-        }
-        if let Some(pset) = self.threads[id].notified.take() {
-            self.notify_pset(pset);
-        }
-        if !matches!(self.threads[id].run, Run::Running(_)) {
-            self.threads[id].run = Run::Stopped;
-        }
-    }
-
-    /// Stops a thread if it is not on another CPU. Otherwise asks that CPU to, and says `false`.
-    pub fn stop(&mut self, id: Id<Thread>) -> bool {
-        if let Run::Running(cpu) = self.threads[id].run {
-            self.threads[id].stop_requested = true;
-            self.kick(cpu);
-            return false;
-        }
-        self.interrupt_wait(id);
-        self.time_unused(id);
-        true
-    }
-
-    /// A thread that was asked to stop has left its CPU.
-    pub fn stopped(&mut self, id: Id<Thread>) {
-        self.threads[id].stop_requested = false;
-        while let Some(stopper) = self.threads[id].stoppers.first() {
-            self.wake(stopper);
-        }
     }
 
     /// Links for export: partner of the connection in the role `side`.
@@ -495,10 +439,10 @@ impl Kernel {
         }
         self.stopped(id);
         self.detach(id);
-        self.forget_fpu(id);
-        let mut thread = self.threads.remove(id);
-        if let Some(thread) = &mut thread {
-            model::release(&mut self.stacks, thread);
+        if let Some(thread) = self.threads.remove(id)
+            && let Some(stack) = scheduler().remove(thread.entity)
+        {
+            model::release(&mut self.stacks, stack);
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Cpu {
     pub frame_end: u64,
     /// Top of this CPU's own kernel stack.
     pub stack: u64,
+    /// Top of the stack on which a trap of the running thread is dealt with.
+    pub entry_stack: u64,
     /// Room for the user's stack pointer during `syscall` entry.
     pub scratch: u64,
     /// Number of the CPU, equal to its APIC id.
@@ -73,6 +75,8 @@ pub mod offset {
     pub const FRAME_END: usize = offset_of!(Cpu, frame_end);
     /// Of [`Cpu::stack`].
     pub const STACK: usize = offset_of!(Cpu, stack);
+    /// Of [`Cpu::entry_stack`].
+    pub const ENTRY_STACK: usize = offset_of!(Cpu, entry_stack);
     /// Of [`Cpu::scratch`].
     pub const SCRATCH: usize = offset_of!(Cpu, scratch);
     /// Of [`Cpu::in_user`].
@@ -177,13 +181,20 @@ impl Cpu {
         number
     }
 
-    /// Makes traps from user mode on this CPU store to `frame`: the start of the thread that runs on
-    /// it from now on, which stays where it is until another one does.
+    /// Makes traps from user mode on this CPU store to the [`Frame`] at `frame`, the start of the thread
+    /// that runs on it from now on, and continue on the stack with the given top.
     #[inline]
-    pub fn set_frame(&mut self, frame: &Frame) {
-        self.frame = &raw const *frame as u64;
-        self.frame_end = self.frame + FRAME_BYTES;
+    pub fn set_running(&mut self, frame: u64, stack: u64) {
+        self.frame = frame;
+        self.frame_end = frame + FRAME_BYTES;
+        self.entry_stack = stack;
         self.tss.set(TaskState::RSP0, self.frame_end);
+    }
+
+    /// The CPU is about to run user code.
+    #[inline]
+    pub fn enter_user(&self) {
+        self.in_user.store(1, Ordering::SeqCst);
     }
 
     /// Whether the CPU runs user code at this moment.

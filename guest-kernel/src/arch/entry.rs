@@ -2,12 +2,11 @@
 //!
 //! A trap from user mode finds the running thread's frame as its stack (RSP0), so the hardware
 //! part and the registers pushed after it land in the thread itself, in either execution model.
-//! The stub then goes on on the CPU's own stack: it takes the kernel lock and asks
-//! [`crate::boundary::enter`] on which stack the call is to run, which is the only question that
-//! the models answer differently.
+//! The stub then goes on on the stack that the scheduler named when it chose the thread, which is the
+//! only question that the models answer differently.
 //!
-//! The kernel runs with interrupts off, so the only traps from kernel mode are interrupts that end
-//! an idle CPU's `hlt`, and bugs.
+//! Traps from kernel mode are interrupts, of an idle CPU or at preemption level full of any kernel code,
+//! and bugs.
 
 use core::arch::naked_asm;
 use core::sync::atomic::AtomicU64;
@@ -180,25 +179,22 @@ unsafe extern "C" fn enter() {
         "push r14",
         "push r15",
         "cld",
-        "mov rsp, gs:[{stack}]",
+        "mov rsp, gs:[{entry_stack}]",
         // From here on other CPUs may use the frame.
         "mov dword ptr gs:[{in_user}], 0",
         "xor ebp, ebp",
-        "call {lock_and_choose_stack}",
-        "mov rsp, rax",
-        "call {run}",
+        "call {trap}",
         "ud2",
-        stack = const offset::STACK,
+        entry_stack = const offset::ENTRY_STACK,
         in_user = const offset::IN_USER,
-        lock_and_choose_stack = sym boundary::enter,
-        run = sym boundary::trap,
+        trap = sym boundary::trap,
     );
 }
 
 /// Leaves to the running thread.
 ///
 /// # Safety
-/// The CPU's frame must be that of its current thread, the kernel lock free, `in_user` set, and
+/// The CPU's frame must be that of its current thread, the spin lock free, `in_user` set, and
 /// nothing on the stack of any further use.
 #[unsafe(naked)]
 pub unsafe extern "C" fn leave() -> ! {
@@ -226,7 +222,7 @@ pub unsafe extern "C" fn leave() -> ! {
     );
 }
 
-/// A trap from kernel mode: an interrupt that ends `hlt` returns; anything else is a bug.
+/// A trap from kernel mode: an interrupt returns; anything else is a bug.
 #[unsafe(naked)]
 unsafe extern "C" fn from_kernel() {
     naked_asm!(

@@ -68,6 +68,23 @@ pub fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// Lets this CPU take interrupts.
+#[inline]
+pub fn enable_interrupts() {
+    // SAFETY: the stubs preserve all registers, and the caller has a stack for them.
+    unsafe { asm!("sti", options(nostack)) };
+}
+
+/// Turns interrupts off; says whether they were on.
+#[inline]
+pub fn disable_interrupts() -> bool {
+    const INTERRUPTS: u64 = 1 << 9;
+    let flags: u64;
+    // SAFETY: the stack is balanced; being undisturbed changes nothing for the caller.
+    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags) };
+    flags & INTERRUPTS != 0
+}
+
 /// Stops this CPU for good.
 pub fn halt() -> ! {
     loop {

@@ -4,20 +4,22 @@ use fluke_abi::code::Insanity;
 use fluke_abi::port;
 use fluke_abi::state::Prot;
 
+use crate::arch::cpu::Cpu;
 use crate::arch::instructions::{out_bytes, out32};
 use crate::arch::memory;
 use crate::call::{Call, Done};
+use crate::lock::scheduler;
 use crate::mm::access::within_page;
 
 /// Trivial.
 pub fn clock_read(call: &mut Call) -> Done {
-    let now = call.kernel().clock.now();
+    let now = scheduler().clock.now();
     call.complete(now)
 }
 
 /// Trivial.
 pub fn cpu_self(call: &mut Call) -> Done {
-    let number = call.kernel().cpu_number();
+    let number = Cpu::current_number();
     call.complete(number.into())
 }
 

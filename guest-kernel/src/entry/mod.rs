@@ -15,6 +15,7 @@ mod thread;
 
 use fluke_abi::code::Insanity;
 use fluke_abi::entry_points;
+use fluke_abi::ipc::CallWord;
 
 use crate::call::{Call, Done};
 use crate::ipc::engine;
@@ -51,7 +52,7 @@ macro_rules! dispatch {
         /// Makes the call that the thread's registers name.
         #[inline]
         pub fn dispatch(call: &mut Call) -> Done {
-            match call.thread().word().number() {
+            match CallWord(call.frame().rax).number() {
                 $($number => handler!($built $kind $name call),)*
                 _ => Err(Insanity::NoEntry.into()),
             }

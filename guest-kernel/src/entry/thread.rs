@@ -8,8 +8,9 @@ use super::pick;
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop};
 use crate::ipc::Port;
+use crate::lock::scheduler;
 use crate::object::{Link, Object};
-use crate::thread::{Run, Side, Thread, Wait, user_address, user_flags};
+use crate::thread::{Side, Thread, Wait, user_address, user_flags};
 
 /// Trivial.
 pub fn thread_self(call: &mut Call) -> Done {
@@ -59,10 +60,10 @@ pub fn thread_disable_exceptions(call: &mut Call) -> Done {
     call.complete(0)
 }
 
-/// What was held back is taken on the way out.
+/// Commit point: the change.
 pub fn thread_enable_exceptions(call: &mut Call) -> Done {
     call.check_self()?;
-    call.thread().exceptions_enabled = true;
+    enable_exceptions(call);
     call.complete(0)
 }
 
@@ -81,8 +82,18 @@ pub fn thread_return_from_exception(call: &mut Call) -> Done {
     (frame.rax, frame.rcx, frame.rdx, frame.rip) = (rax, rcx, rdx, rip);
     frame.rflags = user_flags(rflags);
     thread.in_call = false;
-    thread.exceptions_enabled = true;
+    enable_exceptions(call);
     Ok(())
+}
+
+/// What was held back is taken on the way out.
+fn enable_exceptions(call: &mut Call) {
+    let entity = call.entity;
+    let thread = call.thread();
+    thread.exceptions_enabled = true;
+    if !thread.pending.is_empty() {
+        scheduler().call_attention(entity);
+    }
 }
 
 /// Commit point: the last write.
@@ -313,7 +324,7 @@ fn export(thread: &mut Thread, state: &mut ThreadState) {
     state.handlers = thread.handlers;
     state.saved = thread.saved;
     state.server_pset = thread.server_pset;
-    state.fpu = *thread.fpu.image();
+    state.fpu = *scheduler().entities[thread.entity].fpu.image();
     state.hash = thread.header().hash;
 }
 
@@ -360,7 +371,7 @@ fn import(thread: &mut Thread, state: &ThreadState) {
     thread.handlers = state.handlers;
     thread.saved = state.saved;
     thread.server_pset = state.server_pset;
-    thread.fpu.import(&state.fpu);
+    scheduler().set_fpu(thread.entity, &state.fpu);
     thread.in_call = false;
 }
 
@@ -369,7 +380,7 @@ pub fn thread_set_state(call: &mut Call) -> Done {
     let id = call.other_thread(0)?;
     let state_at = call.argument(1);
     let task = call.link(2, Insanity::NotTaskRef, pick::task)?;
-    let scheduler = call.link(3, Insanity::NotPortRef, pick::port)?;
+    let new_scheduler = call.link(3, Insanity::NotPortRef, pick::port)?;
     call.reference(4)?;
     let client = call.link(5, Insanity::NotThreadRef, pick::thread)?;
     let server = call.link(6, Insanity::NotThreadRef, pick::thread)?;
@@ -383,13 +394,12 @@ pub fn thread_set_state(call: &mut Call) -> Done {
     }
     stop(call, id)?;
     let kernel = call.kernel();
-    kernel.forget_fpu(id);
-    let thread = &mut kernel.threads[id];
     if let Some(task) = task {
-        thread.space = task;
+        kernel.set_space(id, task);
     }
-    if let Some(scheduler) = scheduler {
-        thread.scheduler = scheduler;
+    let thread = &mut kernel.threads[id];
+    if let Some(port) = new_scheduler {
+        thread.scheduler = port;
     }
     let mut flags = ThreadFlags::STOPPED;
     if let Some(state) = &state {
@@ -405,8 +415,9 @@ pub fn thread_set_state(call: &mut Call) -> Done {
     }
     call.complete(0)?;
     if !flags.contains(ThreadFlags::STOPPED) {
-        call.kernel().threads[id].run = Run::Stopped;
-        call.kernel().make_ready(id);
+        let kernel = call.kernel();
+        scheduler().call_attention(kernel.threads[id].entity);
+        kernel.make_ready(id);
     }
     Ok(())
 }
@@ -432,7 +443,7 @@ pub fn thread_schedule(call: &mut Call) -> Done {
 pub fn thread_sleep(call: &mut Call) -> Done {
     let deadline = call.argument(0);
     loop {
-        if call.kernel().clock.now() >= deadline {
+        if scheduler().clock.now() >= deadline {
             return call.complete(0);
         }
         call.wait(Wait::Sleep(deadline))?;

@@ -15,11 +15,11 @@ use super::engine::stage_of;
 use super::transfer::Cursor;
 use crate::arch::memory::{read_word, write_word};
 use crate::arena::Id;
-use crate::boundary::lock;
 use crate::call::{Call, Stop};
 use crate::entry::dispatch;
 use crate::ipc::engine::Stage;
 use crate::kernel::tests::kernel;
+use crate::lock::{self, scheduler};
 use crate::mm::{Mapping, Source};
 use crate::thread::{Run, Side, Thread, Wait};
 
@@ -108,20 +108,18 @@ impl End {
 
     /// Makes the call that the registers name, until it is done or sleeps.
     fn run(&mut self) -> Result<(), Insanity> {
-        let kernel = lock::held_kernel();
-        if let Run::Ready(cpu) = self.thread().run {
-            let priority = self.thread().runs_at;
-            kernel.ready[cpu as usize].remove(&mut kernel.threads, self.id, priority);
-        }
-        self.thread().run = Run::Running(0);
-        kernel.cpus[0].current = Some(self.id);
-        while self.thread().in_call && self.thread().run == Run::Running(0) {
-            match dispatch(&mut Call::new(kernel, self.id)) {
+        let entity = self.thread().entity;
+        scheduler().run_now(entity);
+        self.thread().run = Run::Scheduled;
+        while self.thread().in_call && self.thread().run == Run::Scheduled {
+            let mut call = Call::new(&scheduler(), entity);
+            match dispatch(&mut call) {
                 Ok(()) | Err(Stop::Restart) => {}
                 Err(Stop::Insanity(insanity)) => return Err(insanity),
                 Err(Stop::Fault(fault)) => panic!("fault at {:#x}", fault.address),
             }
         }
+        scheduler().block(entity);
         Ok(())
     }
 
@@ -192,7 +190,7 @@ fn check_stream(from: &End, to: &End, may_lose: bool) -> Result<(), TestCaseErro
 fn settle(ends: &mut [End; 2]) -> Result<(), TestCaseError> {
     while let Some(end) = ends
         .iter_mut()
-        .find(|end| end.thread().in_call && matches!(end.thread().run, Run::Ready(_)))
+        .find(|end| end.thread().in_call && end.thread().run == Run::Scheduled)
     {
         prop_assert_eq!(end.run(), Ok(()));
     }

@@ -11,6 +11,7 @@ use crate::arena::Id;
 use crate::ipc::Port;
 use crate::kernel::Kernel;
 use crate::object::Object;
+use crate::sched::count;
 
 /// Mappings on the way from an address to physical memory. Deeper ones are as good as absent, so
 /// that no arrangement of regions and mappings can keep the kernel busy.
@@ -178,7 +179,7 @@ impl Kernel {
                 ..Fault::own(address, access)
             });
         }
-        self.stats().count(|stats| &mut stats.soft_faults);
+        count(|stats| &mut stats.soft_faults);
         Ok(page | (address % PAGE_SIZE))
     }
 

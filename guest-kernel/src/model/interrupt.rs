@@ -4,7 +4,7 @@ use crate::arch::entry::on_cpu_stack;
 use crate::boundary;
 use crate::call::{Call, Stop};
 use crate::stacks::Stacks;
-use crate::thread::{Thread, Wait};
+use crate::thread::Wait;
 
 /// Name of the model.
 pub const NAME: &str = "interrupt";
@@ -16,18 +16,18 @@ pub const STACK_PER_THREAD: bool = false;
 pub struct Stack {}
 
 /// Readies a new thread. Always possible.
-pub fn prepare(_: &mut Stacks, _: &mut Thread) -> Option<()> {
-    Some(())
+pub fn prepare(_: &mut Stacks) -> Option<Stack> {
+    Some(Stack {})
 }
 
 /// Takes back what `prepare` gave.
-pub fn release(_: &mut Stacks, _: &mut Thread) {}
+pub fn release(_: &mut Stacks, _: Stack) {}
 
-/// Forgets what a waiting thread was doing in the kernel.
-pub fn abandon(_: &mut Thread) {}
+/// Forgets what a thread that does not run was doing in the kernel.
+pub fn abandon(_: &mut Stack) {}
 
-/// Top of the stack for a thread that traps: that of the CPU, on which we already are.
-pub fn entry_stack(_: &Thread, cpu_stack: u64) -> u64 {
+/// Top of the stack for a thread that traps: that of the CPU.
+pub fn entry_stack(_: &Stack, cpu_stack: u64) -> u64 {
     cpu_stack
 }
 
@@ -43,13 +43,13 @@ pub fn preempt(_: &mut Call) -> Result<(), Stop> {
     Err(Stop::Restart)
 }
 
-/// The current thread cannot run on: the next one gets an empty stack.
-pub fn park(_: &mut Call) {
+/// Leaves the current thread: the next one gets an empty stack. Does not return.
+pub fn switch(_: &mut Stack) {
     // SAFETY: nothing on the stack is of use any more.
     unsafe { on_cpu_stack(boundary::schedule) }
 }
 
 /// Runs a thread that was chosen to run.
-pub fn resume(_: &mut Call) -> ! {
-    boundary::run()
+pub fn resume(_: &mut Stack) -> ! {
+    boundary::start_thread()
 }

@@ -11,7 +11,7 @@
 //!
 //! Each model provides the same items: [`NAME`], [`STACK_PER_THREAD`], [`Stack`] (what a thread
 //! keeps), [`prepare`], [`release`], [`abandon`], [`entry_stack`], [`wait`], [`preempt`],
-//! [`park`], [`resume`].
+//! [`switch`], [`resume`].
 
 #[cfg(feature = "process")]
 mod process;
@@ -25,3 +25,6 @@ pub use interrupt::*;
 
 #[cfg(all(feature = "process", feature = "interrupt"))]
 compile_error!("choose one execution model: `process` or `interrupt`");
+
+#[cfg(all(feature = "full", not(feature = "process")))]
+compile_error!("preemption level full needs the process model: a preempted thread keeps its stack");

@@ -6,7 +6,7 @@ use crate::arch::entry::on_cpu_stack;
 use crate::boundary;
 use crate::call::{Call, Stop};
 use crate::stacks::Stacks;
-use crate::thread::{Thread, Wait};
+use crate::thread::Wait;
 
 /// Name of the model.
 pub const NAME: &str = "process";
@@ -23,28 +23,25 @@ pub struct Stack {
 }
 
 /// Readies a new thread: gives it a stack, if there is one.
-pub fn prepare(stacks: &mut Stacks, thread: &mut Thread) -> Option<()> {
-    thread.kernel_stack = Stack {
-        top: stacks.allocate()?,
-        pointer: 0,
-    };
-    Some(())
+pub fn prepare(stacks: &mut Stacks) -> Option<Stack> {
+    let top = stacks.allocate()?;
+    Some(Stack { top, pointer: 0 })
 }
 
 /// Takes the stack back.
-pub fn release(stacks: &mut Stacks, thread: &mut Thread) {
-    stacks.free(thread.kernel_stack.top);
+pub fn release(stacks: &mut Stacks, stack: Stack) {
+    stacks.free(stack.top);
 }
 
-/// Forgets what a waiting thread was doing in the kernel. Its frames own nothing: a handler holds
-/// no lock and no memory across a wait, so they can just be overwritten.
-pub fn abandon(thread: &mut Thread) {
-    thread.kernel_stack.pointer = 0;
+/// Forgets what a thread that does not run was doing in the kernel. Its frames own nothing: a handler
+/// holds no lock and no memory across a wait, so they can just be overwritten.
+pub const fn abandon(stack: &mut Stack) {
+    stack.pointer = 0;
 }
 
 /// Top of the stack for a thread that traps.
-pub fn entry_stack(thread: &Thread, _: u64) -> u64 {
-    thread.kernel_stack.top
+pub const fn entry_stack(stack: &Stack, _: u64) -> u64 {
+    stack.top
 }
 
 /// Puts the current thread to sleep, on its stack. Returns when it is woken; not with `Ok` if its
@@ -56,31 +53,31 @@ pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
 
 /// Makes way at a preemption point, as in a wait: the stack is kept.
 pub fn preempt(call: &mut Call) -> Result<(), Stop> {
-    park(call);
-    if call.thread().in_call {
+    boundary::park(call);
+    if call.in_call() {
         Ok(())
     } else {
         Err(Stop::Restart)
     }
 }
 
-/// The current thread cannot run on: another gets the CPU until this one can.
-pub fn park(call: &mut Call) {
-    let pointer = &raw mut call.thread().kernel_stack.pointer;
-    // SAFETY: the thread is not destroyed while it has something on its stack but waits, other
-    // than through `abandon`, which forgets the stored pointer. The kernel lock stays taken.
+/// Leaves the current thread on its stack; returns when it is resumed.
+pub fn switch(stack: &mut Stack) {
+    let pointer = &raw mut stack.pointer;
+    // SAFETY: the place stays as long as the thread, which is not destroyed while it has something on
+    // its stack, other than through `abandon`, which forgets the stored pointer. The spin lock stays
+    // taken until another thread runs.
     unsafe { switch_away(pointer) };
 }
 
-/// Runs a thread that was chosen to run: from where it parked, or from its registers.
-pub fn resume(call: &mut Call) -> ! {
-    let stack = &mut call.thread().kernel_stack;
+/// Runs a thread that was chosen to run: from where it was left, or from its registers.
+pub fn resume(stack: &mut Stack) -> ! {
     let (pointer, top) = (core::mem::take(&mut stack.pointer), stack.top);
     // SAFETY: `pointer` was stored by `switch_away`, and what it points to is intact; without one,
     // the stack is empty and is the thread's alone.
     unsafe {
         if pointer == 0 {
-            start_on(top, boundary::run)
+            start_on(top, boundary::start_thread)
         } else {
             switch_back(pointer)
         }

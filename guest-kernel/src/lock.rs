@@ -1,0 +1,316 @@
+//! The locks of the kernel. Only this module knows the preemption level.
+//!
+//! At levels *none* and *partial* there is one lock: a CPU takes it at the boundary, with interrupts
+//! off, and has the whole kernel until it leaves to user mode, idles, or [`offer`]s it. The locks
+//! below then cost nothing.
+//!
+//! At level *full* there are two, taken in this order:
+//!
+//! 1. The **kernel mutex** protects [`Kernel`]. It belongs to a thread, which can be preempted while it
+//!    has it; who wants it sleeps, and lends its priority to the owner. A handler takes it with its
+//!    first use of the kernel's state ([`take_kernel`], by `Call::kernel`), and gives it up when it
+//!    waits or is done.
+//! 2. The **core lock** protects [`Scheduler`]: a spin lock with interrupts off, held for a few hundred
+//!    instructions at most ([`scheduler`]). Nothing is taken inside, and nobody sleeps, but by leaving the
+//!    stack: then the next thread releases it.
+//!
+//! Everything else runs with interrupts on. Builds with the `lock-checker` feature check the order, and
+//! that who uses the kernel's state has the mutex.
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::arch::instructions::{disable_interrupts, enable_interrupts};
+use crate::arena::Id;
+use crate::kernel::Kernel;
+use crate::model;
+use crate::sched::{Entity, Scheduler};
+
+/// Preemption level *full*: the kernel can be preempted everywhere but under the core lock.
+pub const FULL: bool = cfg!(feature = "full");
+/// The checks of a debug build.
+const CHECK: bool = cfg!(feature = "lock-checker");
+
+/// How often [`offer`] looks whether a waiting CPU has taken the lock. One that its host has put
+/// aside must not keep everybody waiting.
+const OFFER_SPINS: u32 = 64;
+
+struct Locked {
+    /// The spin lock: of everything, or at level full of the scheduler.
+    taken: AtomicBool,
+    /// CPUs that wait for it.
+    waiting: AtomicU32,
+    /// The owner of the kernel mutex, as [`Owner::word`].
+    owner: AtomicU32,
+    kernel: UnsafeCell<Option<Kernel>>,
+    scheduler: UnsafeCell<Option<Scheduler>>,
+}
+
+// SAFETY: kernel and scheduler are only reached by who has the lock.
+unsafe impl Sync for Locked {}
+
+static LOCKED: Locked = Locked {
+    taken: AtomicBool::new(false),
+    waiting: AtomicU32::new(0),
+    owner: AtomicU32::new(0),
+    kernel: UnsafeCell::new(None),
+    scheduler: UnsafeCell::new(None),
+};
+
+/// Takes the spin lock. Interrupts are off, so nothing on this CPU can want it too.
+#[inline]
+pub fn take() {
+    if LOCKED.taken.swap(true, Ordering::Acquire) {
+        LOCKED.waiting.fetch_add(1, Ordering::Relaxed);
+        while LOCKED.taken.swap(true, Ordering::Acquire) {
+            while LOCKED.taken.load(Ordering::Relaxed) {
+                core::hint::spin_loop();
+            }
+        }
+        LOCKED.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Drops the spin lock.
+#[inline]
+pub fn release() {
+    LOCKED.taken.store(false, Ordering::Release);
+}
+
+/// A trap from user mode has come to the kernel, on a stack where it may be preempted.
+#[inline]
+pub fn enter() {
+    if FULL {
+        enable_interrupts();
+    } else {
+        take();
+    }
+}
+
+/// A thread starts on an empty stack, chosen to run by a CPU that has the core lock.
+#[inline]
+pub fn start() {
+    if FULL {
+        release();
+        enable_interrupts();
+    }
+}
+
+/// The scheduler, with the core lock, which drops with this.
+pub struct Held {
+    scheduler: &'static mut Scheduler,
+    interrupts: bool,
+}
+
+impl Deref for Held {
+    type Target = Scheduler;
+
+    #[inline]
+    fn deref(&self) -> &Scheduler {
+        self.scheduler
+    }
+}
+
+impl DerefMut for Held {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Scheduler {
+        self.scheduler
+    }
+}
+
+impl Drop for Held {
+    #[inline]
+    fn drop(&mut self) {
+        if FULL {
+            release();
+            if self.interrupts {
+                enable_interrupts();
+            }
+        }
+    }
+}
+
+/// Takes the core lock. To be held for one expression, and never twice.
+#[inline]
+pub fn scheduler() -> Held {
+    let interrupts = FULL && disable_interrupts();
+    if FULL {
+        take();
+    }
+    Held {
+        scheduler: held_scheduler(),
+        interrupts,
+    }
+}
+
+/// The scheduler. The spin lock must be taken.
+#[inline]
+pub fn held_scheduler() -> &'static mut Scheduler {
+    #[cfg(test)]
+    return tests::scheduler();
+    #[cfg(not(test))]
+    // SAFETY: the lock is held; a reference lives for an expression under [`Held`], or on a CPU's own
+    // stack, where nothing else uses one.
+    match unsafe { &mut *LOCKED.scheduler.get() } {
+        Some(scheduler) => scheduler,
+        None => panic!("scheduler used before boot"),
+    }
+}
+
+/// Puts kernel and scheduler there, at boot, with the spin lock taken.
+pub fn install(kernel: Kernel, scheduler: Scheduler) {
+    // SAFETY: the caller, the first CPU, has the lock.
+    unsafe {
+        *LOCKED.kernel.get() = Some(kernel);
+        *LOCKED.scheduler.get() = Some(scheduler);
+    }
+}
+
+/// The kernel. It must be the caller's: by the spin lock, or at level full by the kernel mutex.
+#[inline]
+pub fn held_kernel() -> &'static mut Kernel {
+    #[cfg(test)]
+    return tests::kernel();
+    #[cfg(not(test))]
+    // SAFETY: the kernel is the caller's. References do not outlive a wait: handlers get theirs
+    // through `Call::kernel`, which binds them to a borrow that `Call::wait` ends.
+    match unsafe { &mut *LOCKED.kernel.get() } {
+        Some(kernel) => kernel,
+        None => panic!("kernel used before boot"),
+    }
+}
+
+/// Bit of the owner's word: somebody sleeps until the mutex is passed on.
+const CONTENDED: u32 = 1;
+
+/// A thread as owner of the kernel mutex. 0 is nobody.
+const fn word(id: Id<Entity>) -> u32 {
+    (id.index() + 1) << 1
+}
+
+/// Whether the running thread has the kernel mutex.
+#[inline]
+fn owns(id: Id<Entity>) -> bool {
+    LOCKED.owner.load(Ordering::Relaxed) & !CONTENDED == word(id)
+}
+
+/// Makes sure that the running thread has the kernel mutex; sleeps until it does.
+#[inline]
+pub fn take_kernel(id: Id<Entity>) {
+    if FULL && !owns(id) {
+        acquire(id);
+    }
+}
+
+fn acquire(id: Id<Entity>) {
+    let free = LOCKED
+        .owner
+        .compare_exchange(0, word(id), Ordering::Acquire, Ordering::Relaxed);
+    if free.is_ok() {
+        return;
+    }
+    let mut held = scheduler();
+    let before = LOCKED.owner.fetch_or(CONTENDED, Ordering::Acquire);
+    if before == 0 {
+        LOCKED.owner.store(word(id), Ordering::Relaxed);
+        return;
+    }
+    let owner = (before >> 1) - 1;
+    held.wait_for_kernel(id, owner);
+    model::switch(held.stack(id));
+    if CHECK {
+        assert!(owns(id), "woken without the kernel mutex");
+    }
+}
+
+/// The running thread gives the kernel mutex up, if it has it.
+#[inline]
+pub fn release_kernel(id: Id<Entity>) {
+    if FULL && owns(id) {
+        pass_on(id, &mut scheduler());
+    }
+}
+
+/// As [`release_kernel`], under the core lock.
+#[inline]
+pub fn release_kernel_in(held: &mut Held, id: Id<Entity>) {
+    if FULL && owns(id) {
+        pass_on(id, held);
+    }
+}
+
+fn pass_on(id: Id<Entity>, held: &mut Held) {
+    // Under the core lock nobody can begin to wait.
+    let (next, more) = if LOCKED.owner.load(Ordering::Relaxed) & CONTENDED == 0 {
+        (None, false)
+    } else {
+        held.next_for_kernel(id)
+    };
+    let owner = next.map_or(0, word) | if more { CONTENDED } else { 0 };
+    LOCKED.owner.store(owner, Ordering::Release);
+}
+
+/// A place in a long call where others may have the kernel first: a CPU that waits for the lock, or at
+/// level full a thread that waits for the mutex.
+pub fn offer(id: Id<Entity>) {
+    if FULL {
+        if LOCKED.owner.load(Ordering::Relaxed) & CONTENDED != 0 {
+            release_kernel(id);
+        }
+        return;
+    }
+    if LOCKED.waiting.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    release();
+    for _ in 0..OFFER_SPINS {
+        if LOCKED.taken.load(Ordering::Relaxed) {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    take();
+}
+
+/// In tests each thread has a kernel and a scheduler of its own.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Kernel, Scheduler};
+    use core::cell::Cell;
+    use core::ptr::NonNull;
+    use std::boxed::Box;
+
+    thread_local! {
+        static KERNEL: Cell<Option<NonNull<Kernel>>> = const { Cell::new(None) };
+        static SCHEDULER: Cell<Option<NonNull<Scheduler>>> = const { Cell::new(None) };
+    }
+
+    /// Puts the kernel there, for good.
+    pub(crate) fn install(kernel: Kernel) {
+        KERNEL.set(Some(NonNull::from(Box::leak(Box::new(kernel)))));
+    }
+
+    /// The same with the scheduler, which all tests need.
+    pub(crate) fn install_scheduler(scheduler: Scheduler) {
+        SCHEDULER.set(Some(NonNull::from(Box::leak(Box::new(scheduler)))));
+    }
+
+    /// The kernel.
+    pub(super) fn kernel() -> &'static mut Kernel {
+        let kernel = KERNEL
+            .get()
+            .expect("a test that calls the kernel installs one");
+        // SAFETY: leaked, and only this thread has it. References are used as in the kernel.
+        unsafe { &mut *kernel.as_ptr() }
+    }
+
+    /// The scheduler.
+    pub(super) fn scheduler() -> &'static mut Scheduler {
+        let scheduler = SCHEDULER
+            .get()
+            .expect("a test that schedules installs a scheduler");
+        // SAFETY: as in `kernel`.
+        unsafe { &mut *scheduler.as_ptr() }
+    }
+}
