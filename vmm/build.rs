@@ -17,8 +17,12 @@ use std::{env, fs};
 
 use nested::{Failure, Guest};
 
-/// Execution models, each a feature of the kernel crate and an image.
-const KERNELS: [&str; 2] = ["process", "interrupt"];
+/// Kernel images by name, with the features of the kernel crate.
+const KERNELS: [(&str, &str); 3] = [
+    ("process", "process"),
+    ("process-full", "process,full"),
+    ("interrupt", "interrupt"),
+];
 
 /// What the images depend on, in the workspace.
 const SOURCES: [&str; 8] = [
@@ -63,8 +67,13 @@ fn build() -> Result<(), Failure> {
         println!("cargo::warning=FLUKEVM_GUESTS=skip: no guest image is embedded");
     } else {
         let guest = Guest::new(&root, &out)?;
-        for model in KERNELS {
-            kernels.push((model.to_string(), guest.kernel(model)?));
+        let checks = match env::var("PROFILE").as_deref() {
+            Ok("debug") => ",lock-checker",
+            _ => "",
+        };
+        for (name, features) in KERNELS {
+            let image = guest.kernel(name, &format!("image,{features}{checks}"))?;
+            kernels.push((name.to_string(), image));
         }
         programs = guest.rust_programs()?;
         programs.extend(guest.c_programs()?);
@@ -74,7 +83,7 @@ fn build() -> Result<(), Failure> {
     table(
         &mut list,
         "KERNELS",
-        "Kernel images by execution model.",
+        "Kernel images by name.",
         &kernels,
     );
     table(&mut list, "PROGRAMS", "Guest programs by name.", &programs);

@@ -38,7 +38,7 @@ pub extern "C" fn trap() -> ! {
     } else {
         0
     };
-    lock::enter();
+    lock::enter(call.entity);
     if is_call {
         call.begin();
     } else if vector == PAGE_FAULT {
@@ -285,7 +285,7 @@ pub mod start {
         apic::init();
         ONLINE[number as usize].store(true, Ordering::Release);
         if number == 0 {
-            lock::take();
+            // Nobody else is awake yet.
             // SAFETY: the host's word, checked as far as it can be.
             let (kernel, scheduler) = unsafe { Kernel::new(boot) };
             lock::install(kernel, scheduler);
@@ -294,8 +294,8 @@ pub mod start {
         } else {
             // Nobody sends an interrupt before there is a kernel.
             wait_for_interrupt();
-            lock::take();
         }
+        lock::take();
         let state = held_scheduler().cpu();
         // SAFETY: the only reference from here on.
         state.hardware = Some(unsafe { &mut *cpu });

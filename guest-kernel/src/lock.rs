@@ -21,6 +21,7 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::arch::cpu::Cpu;
 use crate::arch::instructions::{disable_interrupts, enable_interrupts};
 use crate::arena::Id;
 use crate::kernel::Kernel;
@@ -29,6 +30,8 @@ use crate::sched::{Entity, Scheduler};
 
 /// Preemption level *full*: the kernel can be preempted everywhere but under the core lock.
 pub const FULL: bool = cfg!(feature = "full");
+/// What the level adds to the name of an image.
+pub const NAME: &str = if FULL { "-full" } else { "" };
 /// The checks of a debug build.
 const CHECK: bool = cfg!(feature = "lock-checker");
 
@@ -41,6 +44,8 @@ struct Locked {
     taken: AtomicBool,
     /// CPUs that wait for it.
     waiting: AtomicU32,
+    /// The CPU that has it, plus 1; for the checks.
+    holder: AtomicU32,
     /// The owner of the kernel mutex, as [`Owner::word`].
     owner: AtomicU32,
     kernel: UnsafeCell<Option<Kernel>>,
@@ -53,6 +58,7 @@ unsafe impl Sync for Locked {}
 static LOCKED: Locked = Locked {
     taken: AtomicBool::new(false),
     waiting: AtomicU32::new(0),
+    holder: AtomicU32::new(0),
     owner: AtomicU32::new(0),
     kernel: UnsafeCell::new(None),
     scheduler: UnsafeCell::new(None),
@@ -61,6 +67,7 @@ static LOCKED: Locked = Locked {
 /// Takes the spin lock. Interrupts are off, so nothing on this CPU can want it too.
 #[inline]
 pub fn take() {
+    check(!holds(), "the spin lock is taken twice");
     if LOCKED.taken.swap(true, Ordering::Acquire) {
         LOCKED.waiting.fetch_add(1, Ordering::Relaxed);
         while LOCKED.taken.swap(true, Ordering::Acquire) {
@@ -70,17 +77,38 @@ pub fn take() {
         }
         LOCKED.waiting.fetch_sub(1, Ordering::Relaxed);
     }
+    if CHECK {
+        let holder = Cpu::current_number() + 1;
+        LOCKED.holder.store(holder, Ordering::Relaxed);
+    }
+}
+
+/// Whether this CPU has the spin lock, as far as the checks know.
+fn holds() -> bool {
+    CHECK && LOCKED.holder.load(Ordering::Relaxed) == Cpu::current_number() + 1
+}
+
+#[inline]
+fn check(right: bool, wrong: &str) {
+    if CHECK && !right {
+        panic!("lock order: {wrong}");
+    }
 }
 
 /// Drops the spin lock.
 #[inline]
 pub fn release() {
+    check(holds(), "the spin lock is released by who has it not");
+    if CHECK {
+        LOCKED.holder.store(0, Ordering::Relaxed);
+    }
     LOCKED.taken.store(false, Ordering::Release);
 }
 
 /// A trap from user mode has come to the kernel, on a stack where it may be preempted.
 #[inline]
-pub fn enter() {
+pub fn enter(id: Id<Entity>) {
+    check(!owns(id), "user code had the kernel mutex");
     if FULL {
         enable_interrupts();
     } else {
@@ -158,9 +186,9 @@ pub fn held_scheduler() -> &'static mut Scheduler {
     }
 }
 
-/// Puts kernel and scheduler there, at boot, with the spin lock taken.
+/// Puts kernel and scheduler there, at boot, before any other CPU runs.
 pub fn install(kernel: Kernel, scheduler: Scheduler) {
-    // SAFETY: the caller, the first CPU, has the lock.
+    // SAFETY: only the first CPU runs.
     unsafe {
         *LOCKED.kernel.get() = Some(kernel);
         *LOCKED.scheduler.get() = Some(scheduler);
@@ -198,6 +226,7 @@ fn owns(id: Id<Entity>) -> bool {
 /// Makes sure that the running thread has the kernel mutex; sleeps until it does.
 #[inline]
 pub fn take_kernel(id: Id<Entity>) {
+    check(!FULL || !holds(), "the kernel mutex is wanted under the core lock");
     if FULL && !owns(id) {
         acquire(id);
     }
@@ -219,9 +248,7 @@ fn acquire(id: Id<Entity>) {
     let owner = (before >> 1) - 1;
     held.wait_for_kernel(id, owner);
     model::switch(held.stack(id));
-    if CHECK {
-        assert!(owns(id), "woken without the kernel mutex");
-    }
+    check(owns(id), "a thread woke without the kernel mutex");
 }
 
 /// The running thread gives the kernel mutex up, if it has it.

@@ -10,7 +10,7 @@ use fluke_abi::ABI_VERSION;
 use fluke_abi::boot::{BootInfo, IMAGE_MAGIC, ImageInfo};
 use fluke_abi::port::{EVENT, Event, KERNEL_LOG};
 use fluke_kernel::arch::instructions::{halt, out_bytes, out32};
-use fluke_kernel::{boundary, model, stacks};
+use fluke_kernel::{boundary, lock, model, stacks};
 
 /// What the host reads of this image before it boots it.
 #[used]
@@ -20,15 +20,20 @@ static IMAGE: ImageInfo = ImageInfo {
     abi_version: ABI_VERSION,
     stack_per_thread: model::STACK_PER_THREAD as u32,
     stack_bytes: stacks::STACK_BYTES,
-    config: model_name(),
+    config: image_name(),
 };
 
-/// NUL-padded.
-const fn model_name() -> [u8; 16] {
+/// What the host calls this image, NUL-padded.
+const fn image_name() -> [u8; 16] {
+    let (model, level) = (model::NAME.as_bytes(), lock::NAME.as_bytes());
     let mut name = [0; 16];
     let mut at = 0;
-    while at < model::NAME.len() {
-        name[at] = model::NAME.as_bytes()[at];
+    while at < model.len() + level.len() {
+        name[at] = if at < model.len() {
+            model[at]
+        } else {
+            level[at - model.len()]
+        };
         at += 1;
     }
     name

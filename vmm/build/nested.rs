@@ -60,8 +60,8 @@ impl<'a> Guest<'a> {
         })
     }
 
-    /// Builds the kernel for an execution model.
-    pub fn kernel(&self, model: &str) -> Result<PathBuf, Failure> {
+    /// Builds the kernel with the given features as the image `name`.
+    pub fn kernel(&self, name: &str, features: &str) -> Result<PathBuf, Failure> {
         let mut flags = common_flags(&self.root.join("guest-kernel/kernel.ld"));
         flags.extend(
             [
@@ -73,9 +73,8 @@ impl<'a> Guest<'a> {
             ]
             .map(String::from),
         );
-        let features = format!("image,{model}");
         let directory = self.cargo(
-            &format!("building the {model} kernel"),
+            &format!("building the {name} kernel"),
             "target/guest",
             &flags,
             &[
@@ -84,10 +83,10 @@ impl<'a> Guest<'a> {
                 "--bin",
                 "fluke-kernel",
                 "--features",
-                &features,
+                features,
             ],
         )?;
-        self.keep(&directory.join("fluke-kernel"), &format!("kernel-{model}"))
+        self.keep(&directory.join("fluke-kernel"), &format!("kernel-{name}"))
     }
 
     /// Builds the Rust programs in `tools/programs/src/bin`.

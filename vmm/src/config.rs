@@ -31,7 +31,7 @@ pub enum Model {
 }
 
 impl Model {
-    /// Name of the model, and of its kernel image.
+    /// Name of the model.
     pub fn name(self) -> &'static str {
         match self {
             Self::Process => "process",
@@ -60,10 +60,11 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Those that are built.
-    pub const ALL: [Self; 4] = [
+    /// All that there are.
+    pub const ALL: [Self; 5] = [
         Self::of(Model::Process, Preempt::None),
         Self::of(Model::Process, Preempt::Partial),
+        Self::of(Model::Process, Preempt::Full),
         Self::of(Model::Interrupt, Preempt::None),
         Self::of(Model::Interrupt, Preempt::Partial),
     ];
@@ -75,19 +76,24 @@ impl Configuration {
     /// The configuration of that model and preemption level.
     ///
     /// # Errors
-    /// If there can be no such kernel, or there is none yet.
+    /// If there can be no such kernel.
     pub fn new(model: Model, preempt: Preempt) -> Result<Self, Error> {
         match (model, preempt) {
-            (_, Preempt::None | Preempt::Partial) => Ok(Self { model, preempt }),
             (Model::Interrupt, Preempt::Full) => Err(Error::Config(
                 "--preempt full cannot go with --model interrupt: full preemption needs kernel \
                  code that can sleep holding a lock, and an interrupt-model kernel keeps no stack \
                  to sleep on; use --model process"
                     .into(),
             )),
-            (Model::Process, Preempt::Full) => Err(Error::Config(
-                "--preempt full is not built yet; use --preempt none or partial".into(),
-            )),
+            _ => Ok(Self { model, preempt }),
+        }
+    }
+
+    /// Name of the kernel image.
+    fn image(self) -> &'static str {
+        match (self.model, self.preempt) {
+            (Model::Process, Preempt::Full) => "process-full",
+            (model, _) => model.name(),
         }
     }
 
@@ -215,7 +221,7 @@ impl VmConfig {
             .file_name()
             .map_or(program.into(), |n| n.to_string_lossy().into_owned());
         Ok(Self::new(Guest::Fluke {
-            kernel: image::kernel(configuration.model.name())?.to_vec(),
+            kernel: image::kernel(configuration.image())?.to_vec(),
             preempt: configuration.preempt,
             root: image::program("root")?,
             program: GuestFile {

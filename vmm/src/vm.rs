@@ -449,7 +449,7 @@ fn lay_out(
                 gate: doctor::gate()?,
                 tsc_khz,
                 apic_timer_khz: APIC_TIMER_KHZ,
-                preemption_points: *preempt == Preempt::Partial,
+                preemption_points: *preempt != Preempt::None,
             };
             let guest = FlukeGuest {
                 kernel,
