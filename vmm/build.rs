@@ -80,12 +80,7 @@ fn build() -> Result<(), Failure> {
         programs.sort();
     }
     let mut list = String::new();
-    table(
-        &mut list,
-        "KERNELS",
-        "Kernel images by name.",
-        &kernels,
-    );
+    table(&mut list, "KERNELS", "Kernel images by name.", &kernels);
     table(&mut list, "PROGRAMS", "Guest programs by name.", &programs);
     fs::write(out.join("images.rs"), list).map_err(Failure::io("images.rs"))
 }

@@ -1,12 +1,14 @@
 //! The boundary between user mode and handlers: one way in, one way on, one way out.
 //!
 //! ```text
-//! trap --> enter: take the lock --> trap: what happened? --> run: make the pending call
-//!                       ^                                      |            |
-//!                       |                                  it stopped    it is done
-//!                   user mode <-- leave: drop the lock <-------|------------+
-//!                                                              v
-//!                         schedule: choose another thread <-- model::park
+//!      trap: what happened? --> run: make the pending call <-- start_thread
+//!              ^                     |              |               ^
+//!              |                 it is done   it makes way          | nothing on its stack
+//!          user mode <---------- leave            park              |
+//!                                                   |        model::resume
+//!                     model::switch: drop or keep the stack         ^
+//!                                                   v               |
+//!                                               schedule: choose another thread
 //! ```
 
 use fluke_abi::code::{Exception, Insanity};
@@ -25,7 +27,7 @@ use crate::lock::{self, held_scheduler, scheduler};
 use crate::mm::Fault;
 use crate::model;
 use crate::sched::count;
-use crate::thread::{Run, Thread, Wait};
+use crate::thread::{Run, Thread};
 
 /// From the entry stub: deals with a trap from user mode.
 pub extern "C" fn trap() -> ! {
@@ -117,17 +119,9 @@ pub fn park(call: &mut Call) {
     }
     let entity = call.entity;
     let run = call.run();
-    let mut attend = false;
-    if let Run::Waiting(Wait::Sleep(_)) = run {
-        let thread = call.thread();
-        thread.run = Run::Scheduled;
-        attend = thread.scheduler.is_some();
-    }
     let mut held = scheduler();
-    match run {
-        Run::Scheduled => {}
-        Run::Waiting(Wait::Sleep(deadline)) => held.sleep_until(entity, deadline, attend),
-        Run::Waiting(_) | Run::Stopped => held.block(entity),
+    if run != Run::Scheduled {
+        held.block(entity);
     }
     lock::release_kernel_in(&mut held, entity);
     if run == Run::Stopped {

@@ -181,11 +181,27 @@ impl Call {
         self.thread().in_call = false;
     }
 
-    /// Sleeps. The only way to: it returns `Ok` when the thread is woken and the handler can go on, or
-    /// unwinds, and the call starts again from the registers. The execution model decides.
+    /// Sleeps. The only way to, but for the clock: it returns `Ok` when the thread is woken and the
+    /// handler can go on, or unwinds, and the call starts again from the registers. The execution model
+    /// decides.
     #[inline]
     pub fn wait(&mut self, wait: Wait) -> Result<(), Stop> {
-        model::wait(self, wait)
+        let id = self.id;
+        self.kernel().sleep(id, wait);
+        model::make_way(self)
+    }
+
+    /// Sleeps until a time, nanoseconds since boot, or before that. As [`Call::wait`]; but the clock is
+    /// the scheduler's, and who wakes by it need not wait for the kernel's state.
+    pub fn sleep_until(&mut self, deadline: u64) -> Result<(), Stop> {
+        let id = self.id;
+        // It has to ask for time when it wakes.
+        let scheduled = self.own().scheduler.is_some();
+        if scheduled {
+            self.kernel().rest(id);
+        }
+        scheduler().sleep_until(self.entity, deadline, scheduled);
+        model::make_way(self)
     }
 
     /// A place in the middle of a call where the thread can make way: lets other CPUs into the kernel,
@@ -202,13 +218,7 @@ impl Call {
             return Ok(());
         }
         count(|stats| &mut stats.preemptions);
-        model::preempt(self)
-    }
-
-    /// Marks the thread asleep; for [`model`] only.
-    pub fn sleep(&mut self, wait: Wait) {
-        let id = self.id;
-        self.kernel().sleep(id, wait);
+        model::make_way(self)
     }
 
     /// Physical address of a byte of the caller's memory.

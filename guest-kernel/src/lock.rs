@@ -46,7 +46,7 @@ struct Locked {
     waiting: AtomicU32,
     /// The CPU that has it, plus 1; for the checks.
     holder: AtomicU32,
-    /// The owner of the kernel mutex, as [`Owner::word`].
+    /// The owner of the kernel mutex, as [`word`].
     owner: AtomicU32,
     kernel: UnsafeCell<Option<Kernel>>,
     scheduler: UnsafeCell<Option<Scheduler>>,
@@ -226,7 +226,10 @@ fn owns(id: Id<Entity>) -> bool {
 /// Makes sure that the running thread has the kernel mutex; sleeps until it does.
 #[inline]
 pub fn take_kernel(id: Id<Entity>) {
-    check(!FULL || !holds(), "the kernel mutex is wanted under the core lock");
+    check(
+        !FULL || !holds(),
+        "the kernel mutex is wanted under the core lock",
+    );
     if FULL && !owns(id) {
         acquire(id);
     }

@@ -49,6 +49,15 @@ pub enum State {
     Locking,
 }
 
+/// How a thread is to sleep.
+#[derive(Clone, Copy)]
+struct Alarm {
+    /// Until then, nanoseconds.
+    deadline: u64,
+    /// When it wakes, it has something to look at.
+    attend: bool,
+}
+
 /// What the scheduler knows of a thread.
 pub struct Entity {
     links: Links<Self>,
@@ -63,6 +72,8 @@ pub struct Entity {
     own_priority: u8,
     /// It has to look at what others want of it before it leaves to user mode.
     attention: bool,
+    /// While it runs: it is about to sleep.
+    alarm: Option<Alarm>,
     /// CPU it ran on last.
     last_cpu: u32,
     /// Its page table; a dead one is as good as none.
@@ -279,6 +290,7 @@ impl Scheduler {
             priority,
             own_priority: priority,
             attention: false,
+            alarm: None,
             last_cpu: 0,
             table: None,
             stack,
@@ -359,6 +371,7 @@ impl Scheduler {
     pub fn take_out(&mut self, id: Id<Entity>) -> bool {
         let entity = &mut self.entities[id];
         let priority = entity.priority;
+        entity.alarm = None;
         match entity.state {
             State::Running(_) => return false,
             State::Ready(cpu) => self.ready[cpu as usize].remove(&mut self.entities, id, priority),
@@ -377,9 +390,15 @@ impl Scheduler {
         self.entities[id].state = State::Off;
     }
 
-    /// The running thread sleeps until a time when it leaves its CPU. `attend`: it has something to
-    /// look at when it wakes.
+    /// The running thread is to leave its CPU and sleep until a time. `attend`: it has something to look
+    /// at when it wakes.
     pub fn sleep_until(&mut self, id: Id<Entity>, deadline: u64, attend: bool) {
+        let entity = &mut self.entities[id];
+        entity.alarm = Some(Alarm { deadline, attend });
+        self.cpu().demands |= Demands::MAKE_WAY;
+    }
+
+    fn insert_sleeper(&mut self, id: Id<Entity>, Alarm { deadline, attend }: Alarm) {
         let mut next = self.sleepers.first();
         while let Some(other) = next {
             match self.entities[other].state {
@@ -562,8 +581,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes the current thread off this CPU, wherever it goes next: back into a run queue, behind its
-    /// equals, if it could run on.
+    /// Takes the current thread off this CPU, wherever it goes next: to sleep; or back into a run queue,
+    /// behind its equals, if it could run on.
     pub fn take_off(&mut self) {
         let number = Cpu::current_number();
         let cpu = &mut self.cpus[number as usize];
@@ -573,8 +592,10 @@ impl Scheduler {
         if cpu.fpu_owner == Some(id) {
             entity.fpu.save();
         }
-        if entity.state == State::Running(number) {
-            self.queue(id);
+        match (entity.state, entity.alarm.take()) {
+            (State::Running(_), Some(alarm)) => self.insert_sleeper(id, alarm),
+            (State::Running(_), None) => self.queue(id),
+            _ => {}
         }
     }
 

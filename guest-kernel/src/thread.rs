@@ -70,8 +70,6 @@ pub enum Wait {
     Over(Side),
     /// The partner to turn the connection over.
     Ack(Side),
-    /// The clock.
-    Sleep(u64),
     /// A running thread to leave its CPU, so that its state can be taken.
     Stop(Id<Thread>),
     /// A donation to come to its end: that of this thread's time to `target`, or a message on `port`.

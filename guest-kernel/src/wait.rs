@@ -41,14 +41,18 @@ impl Kernel {
             }
             Wait::Ask(on) => return self.ports[on].clients.push(threads, id),
             Wait::Time(on) => return self.ports[on].wanting.push(threads, id),
-            Wait::Sleep(_)
-            | Wait::Reply(_)
+            Wait::Reply(_)
             | Wait::Send(_)
             | Wait::Receive(_)
             | Wait::Over(_)
             | Wait::Ack(_)
             | Wait::Forever => {}
         }
+        self.rest(id);
+    }
+
+    /// A thread begins to sleep: it does not want time now.
+    pub fn rest(&mut self, id: Id<Thread>) {
         if self.threads[id].donor.is_some() {
             self.threads[id].asked = false;
             self.time_unused(id);
@@ -74,8 +78,7 @@ impl Kernel {
             }
             Wait::Ask(on) => self.ports[on].clients.remove(threads, id),
             Wait::Time(on) => self.ports[on].wanting.remove(threads, id),
-            Wait::Sleep(_)
-            | Wait::Reply(_)
+            Wait::Reply(_)
             | Wait::Send(_)
             | Wait::Receive(_)
             | Wait::Over(_)

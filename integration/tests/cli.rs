@@ -327,12 +327,6 @@ fn files_for_the_guest() {
 
 #[test]
 fn kernels_that_cannot_be() {
-    let not_yet = "--preempt full is not built yet; use --preempt none or partial";
-    refused(
-        command(&["run", "--model", "process", "--preempt", "full", "hello"]),
-        MISUSE,
-        not_yet,
-    );
     refused(
         command(&["run", "--preempt", "full", "--model", "interrupt", "hello"]),
         MISUSE,

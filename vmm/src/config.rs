@@ -364,10 +364,9 @@ mod tests {
     }
 
     #[test]
-    fn impossible_and_missing_configurations_are_told_apart() {
+    fn what_cannot_be_is_refused_with_the_reason() {
         let why = |m, p| Configuration::new(m, p).unwrap_err().to_string();
         assert!(why(Model::Interrupt, Preempt::Full).contains("no stack to sleep on"));
-        assert!(why(Model::Process, Preempt::Full).contains("not built yet"));
         for built in Configuration::ALL {
             assert_eq!(
                 Configuration::new(built.model, built.preempt).unwrap(),

@@ -280,7 +280,6 @@ fn wait_link(wait: Wait) -> Option<Link> {
         | Wait::Receive(_)
         | Wait::Over(_)
         | Wait::Ack(_)
-        | Wait::Sleep(_)
         | Wait::Ask(_)
         | Wait::Time(_)
         | Wait::Forever => None,
@@ -446,6 +445,6 @@ pub fn thread_sleep(call: &mut Call) -> Done {
         if scheduler().clock.now() >= deadline {
             return call.complete(0);
         }
-        call.wait(Wait::Sleep(deadline))?;
+        call.sleep_until(deadline)?;
     }
 }

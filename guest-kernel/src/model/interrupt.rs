@@ -4,7 +4,6 @@ use crate::arch::entry::on_cpu_stack;
 use crate::boundary;
 use crate::call::{Call, Stop};
 use crate::stacks::Stacks;
-use crate::thread::Wait;
 
 /// Name of the model.
 pub const NAME: &str = "interrupt";
@@ -31,15 +30,9 @@ pub fn entry_stack(_: &Stack, cpu_stack: u64) -> u64 {
     cpu_stack
 }
 
-/// Puts the current thread to sleep: unwind, and make the call again when it is woken.
+/// The current thread makes way: unwind, and make the call again when it runs again.
 #[inline]
-pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
-    call.sleep(wait);
-    Err(Stop::Restart)
-}
-
-/// Makes way at a preemption point: as in a wait, the call is made again.
-pub fn preempt(_: &mut Call) -> Result<(), Stop> {
+pub fn make_way(_: &mut Call) -> Result<(), Stop> {
     Err(Stop::Restart)
 }
 

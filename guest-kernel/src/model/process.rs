@@ -6,7 +6,6 @@ use crate::arch::entry::on_cpu_stack;
 use crate::boundary;
 use crate::call::{Call, Stop};
 use crate::stacks::Stacks;
-use crate::thread::Wait;
 
 /// Name of the model.
 pub const NAME: &str = "process";
@@ -44,15 +43,9 @@ pub const fn entry_stack(stack: &Stack, _: u64) -> u64 {
     stack.top
 }
 
-/// Puts the current thread to sleep, on its stack. Returns when it is woken; not with `Ok` if its
+/// The current thread makes way, and keeps its stack. Returns when it runs again; not with `Ok` if its
 /// call was meanwhile completed by another thread.
-pub fn wait(call: &mut Call, wait: Wait) -> Result<(), Stop> {
-    call.sleep(wait);
-    preempt(call)
-}
-
-/// Makes way at a preemption point, as in a wait: the stack is kept.
-pub fn preempt(call: &mut Call) -> Result<(), Stop> {
+pub fn make_way(call: &mut Call) -> Result<(), Stop> {
     boundary::park(call);
     if call.in_call() {
         Ok(())

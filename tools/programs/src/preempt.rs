@@ -1,6 +1,7 @@
 //! Long messages between two threads while a more important third one keeps waking to look how far
-//! the copy has come. On one CPU it sees the middle of a message only if the kernel has preemption
-//! points in the copy.
+//! the copy has come. On one CPU it sees the middle of a message on a connection only if the kernel has
+//! preemption points in the copy, and that of an idempotent request, which has none, only if the kernel
+//! can be preempted everywhere.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -23,6 +24,17 @@ const LOOK_NS: u64 = 5_000_000;
 static DONE: AtomicBool = AtomicBool::new(false);
 static LOOKS: AtomicU64 = AtomicU64::new(0);
 static MIDDLES: AtomicU64 = AtomicU64::new(0);
+
+/// Sends a message, and receives the answer into the last slice.
+type Send = fn(&Ref, &[u64], &mut [u64]) -> Result<usize, Status>;
+
+/// The kinds of messages that are sent, in that order.
+const KINDS: [(&str, Send); 2] = [
+    ("messages", |port, message, reply| {
+        rpc::rpc(port, message, &[], reply)
+    }),
+    ("idempotent requests", rpc::call),
+];
 
 /// Memory for a message, all of it present.
 fn message() -> Result<&'static mut [u64], Status> {
@@ -60,8 +72,25 @@ fn look(ends: [&AtomicU64; 2]) {
     }
 }
 
-/// Returns the number of messages and of errors.
-fn test() -> Result<(u64, u64), Status> {
+/// Sends messages for a while; returns their number and that of errors.
+fn exchange(port: &Ref, from: &mut [u64], send: Send) -> (u64, u64) {
+    let end = startup::now() + TIME_NS;
+    let (mut round, mut errors) = (0, 0);
+    while round < ROUNDS || startup::now() < end {
+        round += 1;
+        from.fill(round);
+        let mut reply = [0];
+        let answered = send(port, from, &mut reply);
+        if answered != Ok(1) || reply != [round] {
+            println!("preempt: round {round}: {answered:?}, {}", reply[0]);
+            errors += 1;
+        }
+    }
+    (round, errors)
+}
+
+/// Returns the number of errors.
+fn test() -> Result<u64, Status> {
     let (from, to) = (message()?, message()?);
     // SAFETY: the words are aligned and live for ever, and who else has them, the server, only reads
     // them after it has received them.
@@ -71,32 +100,24 @@ fn test() -> Result<(u64, u64), Status> {
     thread::spawn(move || server(pset, to))?;
     let looker = thread::spawn(move || look(ends))?;
     looker.set_priority(PRIORITY_MAX.min(PRIORITY_DEFAULT + 1));
-    let end = startup::now() + TIME_NS;
-    let (mut round, mut errors) = (0, 0);
-    while round < ROUNDS || startup::now() < end {
-        round += 1;
-        from.fill(round);
-        let mut reply = [0];
-        let answered = rpc::rpc(port, from, &[], &mut reply);
-        if answered != Ok(1) || reply != [round] {
-            println!("preempt: round {round}: {answered:?}, {}", reply[0]);
-            errors += 1;
-        }
+    let mut all_errors = 0;
+    for (kind, send) in KINDS {
+        let (messages, errors) = exchange(port, from, send);
+        let [looks, middles] = [&LOOKS, &MIDDLES].map(|counter| counter.swap(0, Relaxed));
+        println!("preempt: {looks} looks");
+        println!("preempt: {middles} in the middle of {messages} {kind}, {errors} errors");
+        all_errors += errors;
     }
     DONE.store(true, Relaxed);
     looker.join();
-    Ok((round, errors))
+    Ok(all_errors)
 }
 
 /// The program.
 pub fn main() -> u64 {
     match test() {
-        Ok((messages, errors)) => {
-            let (looks, middles) = (LOOKS.load(Relaxed), MIDDLES.load(Relaxed));
-            println!("preempt: {looks} looks");
-            println!("preempt: {middles} in the middle of {messages} messages, {errors} errors");
-            if errors == 0 { 0 } else { crate::FAILED }
-        }
+        Ok(0) => 0,
+        Ok(_) => crate::FAILED,
         Err(status) => {
             println!("preempt: cannot begin: {status:?}");
             crate::FAILED
