@@ -120,8 +120,9 @@ pub fn park(call: &mut Call) {
     let entity = call.entity;
     let run = call.run();
     let mut held = scheduler();
-    if run != Run::Scheduled {
-        held.block(entity);
+    match run {
+        Run::Scheduled => held.make_way(entity),
+        Run::Waiting(_) | Run::Stopped => held.block(entity),
     }
     lock::release_kernel_in(&mut held, entity);
     if run == Run::Stopped {

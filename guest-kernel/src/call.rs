@@ -197,10 +197,10 @@ impl Call {
         let id = self.id;
         // It has to ask for time when it wakes.
         let scheduled = self.own().scheduler.is_some();
+        scheduler().sleep_until(self.entity, deadline, scheduled);
         if scheduled {
             self.kernel().rest(id);
         }
-        scheduler().sleep_until(self.entity, deadline, scheduled);
         model::make_way(self)
     }
 

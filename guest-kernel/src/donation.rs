@@ -170,8 +170,8 @@ impl Kernel {
         }
     }
 
-    /// Whether a thread sleeps by the clock.
-    fn is_asleep(&self, id: Id<Thread>) -> bool {
+    /// Whether a thread sleeps by the clock, or is about to.
+    pub fn is_asleep(&self, id: Id<Thread>) -> bool {
         scheduler().is_asleep(self.threads[id].entity)
     }
 

@@ -72,7 +72,7 @@ pub struct Entity {
     own_priority: u8,
     /// It has to look at what others want of it before it leaves to user mode.
     attention: bool,
-    /// While it runs: it is about to sleep.
+    /// It is about to sleep, as soon as it makes way of its own accord.
     alarm: Option<Alarm>,
     /// CPU it ran on last.
     last_cpu: u32,
@@ -337,9 +337,10 @@ impl Scheduler {
         &mut self.entities[id].stack
     }
 
-    /// Whether a thread sleeps by the clock.
+    /// Whether a thread sleeps by the clock, or is about to.
     pub fn is_asleep(&self, id: Id<Entity>) -> bool {
-        matches!(self.entities[id].state, State::Asleep(_))
+        let entity = &self.entities[id];
+        matches!(entity.state, State::Asleep(_)) || entity.alarm.is_some()
     }
 
     /// Lets a thread that is off run.
@@ -387,15 +388,23 @@ impl Scheduler {
 
     /// The running thread goes off when it leaves its CPU.
     pub fn block(&mut self, id: Id<Entity>) {
-        self.entities[id].state = State::Off;
+        let entity = &mut self.entities[id];
+        entity.state = State::Off;
+        entity.alarm = None;
     }
 
-    /// The running thread is to leave its CPU and sleep until a time. `attend`: it has something to look
-    /// at when it wakes.
+    /// The running thread is to make way and sleep until a time. `attend`: it has something to look at
+    /// when it wakes.
     pub fn sleep_until(&mut self, id: Id<Entity>, deadline: u64, attend: bool) {
-        let entity = &mut self.entities[id];
-        entity.alarm = Some(Alarm { deadline, attend });
+        self.entities[id].alarm = Some(Alarm { deadline, attend });
         self.cpu().demands |= Demands::MAKE_WAY;
+    }
+
+    /// The running thread makes way of its own accord: it sleeps, if it is to.
+    pub fn make_way(&mut self, id: Id<Entity>) {
+        if let Some(alarm) = self.entities[id].alarm.take() {
+            self.insert_sleeper(id, alarm);
+        }
     }
 
     fn insert_sleeper(&mut self, id: Id<Entity>, Alarm { deadline, attend }: Alarm) {
@@ -581,8 +590,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes the current thread off this CPU, wherever it goes next: to sleep; or back into a run queue,
-    /// behind its equals, if it could run on.
+    /// Takes the current thread off this CPU, wherever it goes next: back into a run queue, behind its
+    /// equals, if it could run on.
     pub fn take_off(&mut self) {
         let number = Cpu::current_number();
         let cpu = &mut self.cpus[number as usize];
@@ -592,10 +601,8 @@ impl Scheduler {
         if cpu.fpu_owner == Some(id) {
             entity.fpu.save();
         }
-        match (entity.state, entity.alarm.take()) {
-            (State::Running(_), Some(alarm)) => self.insert_sleeper(id, alarm),
-            (State::Running(_), None) => self.queue(id),
-            _ => {}
+        if entity.state == State::Running(number) {
+            self.queue(id);
         }
     }
 
@@ -768,34 +775,92 @@ fn await_stale(table: Id<Table>) {
 mod tests {
     use super::*;
     use crate::arena::tests::arena;
+    use std::boxed::Box;
+    use std::vec::Vec;
 
-    #[test]
-    fn the_highest_priority_runs_first_and_equals_in_order() {
+    /// One CPU that is this thread, and a thread for each priority given.
+    fn threads<const N: usize>(priorities: [u8; N]) -> (Scheduler, [Id<Entity>; N]) {
         let mut threads = arena(1);
         let thread = threads.insert(Thread::new(1)).ok().unwrap();
         let place = NonNull::from(&mut threads[thread]);
         let mut scheduler = Scheduler::new(
-            arena(4),
+            arena(N),
             Arena::empty(),
             0,
-            &mut [],
-            &mut [],
-            Clock::new(1, 1),
+            Box::leak(Box::new([RunQueue::default()])),
+            Box::leak(Box::new([CpuState::default()])),
+            Clock::new(1_000_000, 1_000_000),
         );
-        let ids = [(); 4].map(|()| {
-            scheduler
-                .create(thread, place, model::Stack::default(), 0)
-                .unwrap()
+        let ids = priorities.map(|priority| {
+            let stack = model::Stack::default();
+            scheduler.create(thread, place, stack, priority).unwrap()
         });
-        let mut entities = scheduler.entities;
-        let mut queue = RunQueue::default();
-        for (id, priority) in ids.iter().zip([3, 31, 3, 0]) {
-            queue.push(&mut entities, *id, priority);
+        (scheduler, ids)
+    }
+
+    /// Who runs next, as the current thread makes way.
+    fn next(scheduler: &mut Scheduler) -> Option<Id<Entity>> {
+        scheduler.cpus[0].current = None;
+        scheduler.choose()?;
+        scheduler.current()
+    }
+
+    #[test]
+    fn the_highest_priority_runs_first_and_equals_in_order() {
+        let (mut scheduler, ids) = threads([3, 31, 3, 0]);
+        for id in ids {
+            let priority = scheduler.entities[id].own_priority;
+            scheduler.make_ready(id, priority);
         }
-        queue.remove(&mut entities, ids[1], 31);
-        assert_eq!(queue.highest(), Some(3));
-        let order: Vec<_> = core::iter::from_fn(|| queue.pop(&mut entities)).collect();
+        assert!(scheduler.take_out(ids[1]));
+        let order: Vec<_> = core::iter::from_fn(|| next(&mut scheduler)).collect();
         assert_eq!(order, [ids[0], ids[2], ids[3]]);
-        assert!(queue.is_empty());
+        assert!(!scheduler.take_out(ids[3]), "it is on a CPU");
+    }
+
+    #[test]
+    fn sleepers_wake_in_order_of_their_deadlines_and_then_attend() {
+        let (mut scheduler, ids) = threads([5, 5, 5]);
+        for (id, deadline) in ids.into_iter().zip([3, 1, 2]) {
+            scheduler.run_now(id);
+            scheduler.sleep_until(id, deadline, deadline == 2);
+            assert!(scheduler.is_asleep(id) && !scheduler.goes_on());
+            scheduler.make_way(id);
+            scheduler.cpus[0].demands = Demands::empty();
+        }
+        assert_eq!(scheduler.next_deadline(), Some(1));
+        scheduler.cpus[0].current = None;
+        scheduler.alarm();
+        let order: Vec<_> = core::iter::from_fn(|| next(&mut scheduler)).collect();
+        assert_eq!(order, [ids[1], ids[2], ids[0]]);
+        let attends = ids.map(|id| scheduler.entities[id].attention);
+        assert_eq!(attends, [false, false, true]);
+    }
+
+    #[test]
+    fn the_owner_of_the_kernel_mutex_inherits_and_gives_back() {
+        let (mut scheduler, [owner, middle, low, high]) = threads([1, 10, 2, 20]);
+        scheduler.make_ready(owner, 1);
+        scheduler.make_ready(middle, 10);
+        for locker in [low, high] {
+            scheduler.run_now(locker);
+            scheduler.wait_for_kernel(locker, owner.index());
+        }
+        // Before the middle one, although it is worth less by itself.
+        assert_eq!(next(&mut scheduler), Some(owner));
+        // The most important comes first, and others wait still.
+        assert_eq!(scheduler.next_for_kernel(owner), (Some(high), true));
+        assert_eq!(scheduler.entities[owner].priority, 1);
+        assert_eq!(next(&mut scheduler), Some(high));
+        assert_eq!(scheduler.next_for_kernel(high), (Some(low), false));
+    }
+
+    #[test]
+    fn who_is_taken_out_waits_for_the_kernel_mutex_no_more() {
+        let (mut scheduler, [owner, other]) = threads([1, 2]);
+        scheduler.run_now(other);
+        scheduler.wait_for_kernel(other, owner.index());
+        assert!(scheduler.take_out(other));
+        assert_eq!(scheduler.next_for_kernel(owner), (None, false));
     }
 }

@@ -140,7 +140,7 @@ impl Kernel {
             self.time_unused(id);
             return self.stopped(id);
         }
-        if thread.run == Run::Scheduled {
+        if thread.run == Run::Scheduled && !self.is_asleep(id) {
             match self.entitlement(id) {
                 Some(priority) => scheduler().set_priority(entity, priority),
                 None => self.wait_for_time(id),

@@ -184,7 +184,46 @@ fn cases() -> Vec<Case> {
             &["fuzz: seed 1: 1700 calls by 8 threads", "fuzz: ok\n"],
         ),
         sha256tree("sha256tree", FILE_SIZE),
+        // Two levels; what they do not know of works below them too.
+        nest(
+            "nest",
+            "chello",
+            "--times 3 2 4M",
+            End::Exited(0),
+            &[
+                "C: both threads have run\nnest 1: ",
+                "nest 2: nothing is left behind: ",
+            ],
+        ),
+        nest(
+            "nest-limit",
+            "preempt",
+            "--times 3 2 512K",
+            End::Exited(125),
+            &[
+                // What the inner level uses comes out of what the outer one has.
+                "nest 2: nest wants more than its 512 KiB\n",
+                "nest 2: nothing is left behind: ",
+            ],
+        ),
+        nest(
+            "nest-exception",
+            "badptr",
+            "2 1M",
+            End::Exited(126),
+            &["nest 1: p: page fault writing "],
+        ),
     ]
+}
+
+/// Runs a built-in program below levels of `nest`, as the file `p`.
+fn nest(name: &'static str, program: &str, args: &str, end: End, lines: &[&str]) -> Case {
+    let mut case = Case::new("nest", end, lines);
+    case.name = name;
+    case.args = args.split(' ').chain(["p"]).map(String::from).collect();
+    let image = flukevm::image::program(program).expect("the program is built in");
+    case.files.push(file("p", image));
+    case
 }
 
 /// On one CPU nobody sees the middle of a message, unless there are preemption points; nor that of an

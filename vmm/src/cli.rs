@@ -4,7 +4,6 @@
 //! in [`crate::stop`].
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::config::{
 use crate::count::{self, Visits};
 use crate::crash::Crash;
 use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
+use crate::image;
 use crate::stats::{self, VcpuStats};
 use crate::vm::{Outcome, Vm};
 
@@ -76,7 +76,8 @@ struct RunArgs {
     #[arg(long, value_enum, default_value_t = Preempt::None, value_name = "LEVEL",
           help_heading = "Kernel")]
     preempt: Preempt,
-    /// Hand a file to the guest under a name; may be repeated.
+    /// Hand a file to the guest under a name; may be repeated. `builtin:hello` is the built-in program
+    /// hello.
     #[arg(long, value_name = "NAME=PATH", value_parser = name_and_path)]
     file: Vec<(String, String)>,
     /// Stop the machine after this time, such as 10s or 2m.
@@ -201,16 +202,22 @@ fn no_program() -> Error {
     Error::Config("no program to run; give the name of one".into())
 }
 
+/// What stands before the name of a built-in program where a path could stand.
+const BUILT_IN: &str = "builtin:";
+
 fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
     let read = |(name, path): &(String, String)| {
-        let path = PathBuf::from(path);
-        match std::fs::read(&path) {
-            Ok(data) => Ok(GuestFile {
-                name: name.clone(),
-                data,
-            }),
-            Err(source) => Err(Error::File { path, source }),
-        }
+        let data = match path.strip_prefix(BUILT_IN) {
+            Some(program) => image::program(program)?,
+            None => std::fs::read(path).map_err(|source| Error::File {
+                path: path.into(),
+                source,
+            })?,
+        };
+        Ok(GuestFile {
+            name: name.clone(),
+            data,
+        })
     };
     files.iter().map(read).collect()
 }

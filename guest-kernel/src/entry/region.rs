@@ -2,12 +2,13 @@
 
 use fluke_abi::code::Insanity;
 use fluke_abi::layout::{ENTRY_MAX, ENTRY_MIN, PAGE_SIZE, VM_MAX, VM_MIN};
-use fluke_abi::object::{OBJECT_SIZE, Type};
+use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::{ObjectSpec, Prot, RegionState};
 
 use super::pick;
 use crate::call::{Call, Done, Stop};
 use crate::mm::Region;
+use crate::mm::access::within_page;
 use crate::object::{Link, Object};
 
 /// Checks a range of whole pages within what a space may use, outside the entry-point area.
@@ -102,49 +103,55 @@ pub fn region_protect(call: &mut Call) -> Done {
     call.complete(0)
 }
 
-/// Finds the next object, or that the page has no more. Commit point: after that, when `*offset` and `*found_size`
-/// have moved on; the parameters in registers move with them, and the rest is called for from user
-/// mode, so that a long search keeps nobody waiting.
+/// Pages and objects that `region_search` looks at before others get their turn.
+const SEARCH_STEPS: u32 = 16;
+
+/// Commit point: after so many pages and objects, when `*offset` and `*found_size` move on, and the
+/// parameters in registers with them. The rest is called for from user mode, so that a long search keeps
+/// nobody waiting.
 pub fn region_search(call: &mut Call) -> Done {
     let id = call.object::<Region>(0)?;
-    let offset_at = call.argument(1);
-    let count_at = call.argument(4);
+    let (offset_at, count_at) = (call.argument(1), call.argument(4));
     call.prepare_write::<u64>(offset_at)?;
     call.prepare_write::<u64>(count_at)?;
-    let offset = call.read::<u64>(offset_at)?;
-    let left = call.argument(2);
-    let room = call.read::<u64>(count_at)?;
+    let mut offset = call.read::<u64>(offset_at)?;
+    let mut room = call.read::<u64>(count_at)?;
+    let (mut left, mut out) = (call.argument(2), call.argument(3));
     let region = &call.kernel().regions[id];
     let (start, size, space) = (region.start, region.size, region.space);
-    if left == 0 || room == 0 || offset >= size {
-        return call.complete(0);
-    }
-    // The next object in this page, or the end of the page.
-    let in_page = (PAGE_SIZE - offset % PAGE_SIZE).min(left);
-    let physical = space.and_then(|space| call.kernel().peek(space, start + offset));
-    let found = physical.and_then(|physical| {
-        let (at, kind) = call.kernel().next_object(physical)?;
-        let distance = at - physical;
-        (distance < in_page).then_some((distance, kind))
-    });
-    let step = match found {
-        Some((distance, kind)) => {
+    for _ in 0..SEARCH_STEPS {
+        if left == 0 || room == 0 || offset >= size {
+            break;
+        }
+        // The next object in this page, or the end of the page.
+        let in_page = within_page(offset, left);
+        let physical = space.and_then(|space| call.kernel().peek(space, start + offset));
+        let found = physical.and_then(|physical| {
+            let (at, kind) = call.kernel().next_object(physical)?;
+            let distance = at - physical;
+            (distance < in_page).then_some((distance, kind))
+        });
+        let mut step = in_page;
+        if let Some((distance, kind)) = found {
             let spec = ObjectSpec {
                 object: start + offset + distance,
                 kind: kind as u64,
             };
-            debug_assert!(kind != Type::Null);
-            let out = call.argument(3);
-            call.prepare_write::<ObjectSpec>(out)?;
             call.write(out, &spec)?;
-            call.write(count_at, &(room - 1))?;
-            call.set_argument(3, out + size_of::<ObjectSpec>() as u64);
-            (distance + OBJECT_SIZE).min(left)
+            out = out.wrapping_add(size_of::<ObjectSpec>() as u64);
+            room -= 1;
+            step = (distance + OBJECT_SIZE).min(left);
         }
-        None => in_page,
-    };
-    call.write(offset_at, &(offset + step))?;
-    call.set_argument(2, left - step);
+        offset += step;
+        left -= step;
+    }
+    call.write(offset_at, &offset)?;
+    call.write(count_at, &room)?;
+    call.set_argument(2, left);
+    call.set_argument(3, out);
+    if left == 0 || room == 0 || offset >= size {
+        return call.complete(0);
+    }
     call.call_again();
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! * [`sys`]: one stub for each entry point, generated from the table in [`fluke_abi::entry`].
 //! * [`object`]: the nine kinds of kernel object, with their calls as methods.
 //! * [`thread`], [`rpc`], [`space`]: threads, messages, and child spaces made of one's own memory.
+//! * [`supervisor`]: a whole program as a child, with the memory it asks for.
 //! * [`startup`], [`parent`], [`exception`]: what a program is given, and whom it can turn to.
 //! * [`print!`], [`println!`]: text on the machine's console.
 //!
@@ -36,6 +37,7 @@ pub mod parent;
 pub mod rpc;
 pub mod space;
 pub mod startup;
+pub mod supervisor;
 #[allow(
     rustdoc::broken_intra_doc_links,
     reason = "the table cites the manual as `[node n]`"

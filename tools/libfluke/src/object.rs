@@ -6,13 +6,15 @@
 //! insanity `NoObject`, an exception of the calling thread.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::ptr::{NonNull, from_ref, null, null_mut};
 
 use fluke_abi::code::{Status, Wakeup};
 use fluke_abi::object::{self, Type};
 use fluke_abi::state::{
-    MappingState, PortState, Prot, RegionState, TaskState, ThreadFlags, ThreadState,
+    MappingState, MutexState, ObjectSpec, PortState, Prot, RegionState, TaskState, ThreadFlags,
+    ThreadState,
 };
 
 use crate::sys;
@@ -86,6 +88,33 @@ objects! {
     Cond cond_create cond_destroy;
     /// A link to another object, or null.
     Ref ref_create ref_destroy;
+}
+
+/// Unmakes the object of that type at an address.
+///
+/// # Safety
+/// There is an object of that type, and nobody uses it any more.
+pub unsafe fn destroy(kind: Type, at: u64) {
+    // SAFETY: the types are names for the address; the rest is the caller's promise.
+    unsafe {
+        match kind {
+            Type::Null => {}
+            Type::Thread => (*(at as *const Thread)).stop_and_destroy(),
+            Type::Task => (*(at as *const Task)).destroy(),
+            Type::Region => (*(at as *const Region)).destroy(),
+            Type::Mapping => (*(at as *const Mapping)).destroy(),
+            Type::Port => (*(at as *const Port)).destroy(),
+            Type::Pset => (*(at as *const Pset)).destroy(),
+            Type::Mutex => {
+                // A locked one cannot be unmade.
+                let free = MutexState::default();
+                sys::mutex_set_state(at as *mut _, &raw const free, null_mut());
+                (*(at as *const Mutex)).destroy();
+            }
+            Type::Cond => (*(at as *const Cond)).destroy(),
+            Type::Ref => (*(at as *const Ref)).destroy(),
+        }
+    }
 }
 
 /// An object that a reference can link to.
@@ -231,6 +260,34 @@ impl Task {
 }
 
 impl Region {
+    /// The objects in `size` bytes at `offset` of the region: type and address, both the region's
+    /// owner's.
+    pub fn objects(&self, offset: u64, size: u64) -> Vec<(Type, u64)> {
+        const ROOM: usize = 64;
+        let mut objects = Vec::new();
+        let (mut at, end) = (offset, offset + size);
+        while at < end {
+            let mut found = [ObjectSpec::default(); ROOM];
+            let mut room = ROOM as u64;
+            // SAFETY: all pointers are to locals.
+            unsafe {
+                sys::region_search(
+                    self.handle(),
+                    &raw mut at,
+                    end - at,
+                    found.as_mut_ptr(),
+                    &raw mut room,
+                );
+            }
+            let found = found.iter().take(ROOM - room as usize);
+            objects.extend(found.filter_map(|spec| {
+                let kind = Type::from_number(spec.kind)?;
+                Some((kind, spec.object))
+            }));
+        }
+        objects
+    }
+
     /// Ties the region to `size` bytes at `start` of the space behind `space`.
     pub fn set(&self, start: u64, size: u64, prot: Prot, space: &Ref, keeper: Option<&Ref>) {
         let state = RegionState {

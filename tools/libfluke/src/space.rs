@@ -12,11 +12,12 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use fluke_abi::boot::MODULE_NAME_BYTES;
 use fluke_abi::code::Status;
 use fluke_abi::layout::PAGE_SIZE;
+use fluke_abi::object::Type;
 use fluke_abi::state::Prot;
 
 use crate::elf::Program;
 use crate::heap;
-use crate::object::{Mapping, Ref, Region, Target, Task, Thread};
+use crate::object::{self, Mapping, Ref, Region, Target, Task, Thread};
 use crate::startup::{self, File, Startup};
 
 /// Reading and writing.
@@ -81,6 +82,39 @@ impl Export {
             .set(start, size, prot, &startup::startup().space, keeper);
         export.region.point(&export.reference);
         Ok(export)
+    }
+
+    /// Unmakes all objects in ranges of the memory, given by address and bytes; says how many there were.
+    /// Threads come first, since they may be making others.
+    pub fn destroy_objects(&self, ranges: &[(u64, u64)]) -> usize {
+        let objects = || {
+            ranges
+                .iter()
+                .flat_map(|(start, size)| self.region.objects(start - self.start, *size))
+        };
+        let unmake = |(kind, at)| {
+            // SAFETY: the kernel says that there is an object of that type. Whoever used it is gone, or
+            // learns that it is.
+            unsafe { object::destroy(kind, at) };
+        };
+        let mut count = 0;
+        loop {
+            let (threads, others): (Vec<_>, Vec<_>) =
+                objects().partition(|(kind, _)| *kind == Type::Thread);
+            count += threads.len();
+            if threads.is_empty() {
+                count += others.len();
+                others.into_iter().for_each(unmake);
+                return count;
+            }
+            threads.into_iter().for_each(unmake);
+        }
+    }
+
+    /// Ends the export. What was mapped from it is there no longer.
+    pub fn unmake(&self) {
+        self.reference.destroy();
+        self.region.destroy();
     }
 
     /// The region.
@@ -291,7 +325,7 @@ impl Child {
                     file.export,
                     file.address,
                     file.size,
-                    Prot::READ,
+                    READ_EXECUTE,
                     placed.address,
                 )?;
             }
@@ -379,11 +413,12 @@ impl Child {
         }
     }
 
-    /// Stops and unmakes the child, and takes its memory back.
+    /// Stops and unmakes the child, with all that it has made in memory that was its parent's, and
+    /// takes the memory back.
     pub fn destroy(self) {
-        self.startup.thread.stop_and_destroy();
-        self.startup.space.destroy();
-        self.startup.parent.destroy();
+        if let Ok(own) = own_heap() {
+            own.destroy_objects(&self.memory);
+        }
         self.task.destroy();
         for mapping in self.mappings {
             mapping.destroy();

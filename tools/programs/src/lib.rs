@@ -6,6 +6,7 @@
 //! | [`root`] | the first program: starts the one to run, manages all user memory |
 //! | [`tour`] | a narrated self-check of the kernel |
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
+//! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
 //! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
@@ -19,6 +20,7 @@ pub mod exhaust;
 pub mod fuzz;
 pub mod handler;
 pub mod hello;
+pub mod nest;
 pub mod panics;
 pub mod preempt;
 pub mod root;

@@ -8,8 +8,6 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use fluke_abi::code::Status;
 use fluke_abi::layout::{GATE, PAGE_SIZE, VM_MAX};
 use fluke_abi::object::Type;
-use fluke_abi::state::{MutexState, ObjectSpec};
-use libfluke::object::{Cond, Mapping, Mutex, Port, Pset, Ref, Region, Task, Thread};
 use libfluke::space::{Export, READ_WRITE};
 use libfluke::{heap, sys};
 
@@ -132,39 +130,11 @@ impl Arena {
     }
 
     /// Unmakes all objects, wherever they were moved to. Returns how many there were.
-    pub fn clear(&self) -> u64 {
+    pub fn clear(&self) -> usize {
         let [objects, scratch] = self.regions;
-        clear(objects, OBJECT_PAGES * PAGE_SIZE) + clear(scratch, SCRATCH_PAGES * PAGE_SIZE)
+        objects.destroy_objects(&[(self.objects, OBJECT_PAGES * PAGE_SIZE)])
+            + scratch.destroy_objects(&[(self.scratch, SCRATCH_PAGES * PAGE_SIZE)])
     }
-}
-
-/// Unmakes the objects in `size` bytes of memory.
-fn clear(memory: &Export, size: u64) -> u64 {
-    const ROOM: usize = 64;
-    let mut count = 0;
-    let mut offset = 0;
-    while offset < size {
-        let mut found = [ObjectSpec::default(); ROOM];
-        let mut room = ROOM as u64;
-        // SAFETY: all pointers are to locals.
-        unsafe {
-            sys::region_search(
-                memory.region().handle(),
-                &raw mut offset,
-                size - offset,
-                found.as_mut_ptr(),
-                &raw mut room,
-            );
-        }
-        for spec in &found[..ROOM - room as usize] {
-            if let Some(kind) = Type::from_number(spec.kind) {
-                // SAFETY: the kernel says that there is an object of that type.
-                unsafe { destroy(kind, spec.object) };
-                count += 1;
-            }
-        }
-    }
-    count
 }
 
 /// Makes an object of that type at an address.
@@ -208,32 +178,5 @@ unsafe fn refer(kind: Type, at: u64, reference: u64) {
             Type::Mutex => sys::mutex_reference(at as *mut _, reference),
             Type::Cond => sys::cond_reference(at as *mut _, reference),
         };
-    }
-}
-
-/// Unmakes an object of that type.
-///
-/// # Safety
-/// Nobody uses the object any more.
-unsafe fn destroy(kind: Type, at: u64) {
-    // SAFETY: the types are names for the address, where there is an object of that type.
-    unsafe {
-        match kind {
-            Type::Null => {}
-            Type::Thread => (*(at as *const Thread)).stop_and_destroy(),
-            Type::Task => (*(at as *const Task)).destroy(),
-            Type::Region => (*(at as *const Region)).destroy(),
-            Type::Mapping => (*(at as *const Mapping)).destroy(),
-            Type::Port => (*(at as *const Port)).destroy(),
-            Type::Pset => (*(at as *const Pset)).destroy(),
-            Type::Mutex => {
-                // A locked one cannot be unmade.
-                let free = MutexState::default();
-                sys::mutex_set_state(at as *mut _, &raw const free, core::ptr::null_mut());
-                (*(at as *const Mutex)).destroy();
-            }
-            Type::Cond => (*(at as *const Cond)).destroy(),
-            Type::Ref => (*(at as *const Ref)).destroy(),
-        }
     }
 }

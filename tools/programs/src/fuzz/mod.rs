@@ -101,7 +101,7 @@ fn round(
         }
     }
     workers.into_iter().for_each(Worker::join);
-    Ok((rescues, arena.clear()))
+    Ok((rescues, arena.clear() as u64))
 }
 
 fn test(calls: u64, seed: u64, threads: u64) -> Result<bool, Trouble> {
