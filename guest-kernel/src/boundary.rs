@@ -215,7 +215,11 @@ impl Kernel {
     /// Sends a fault that the mapping hierarchy does not resolve to whoever can.
     pub fn take_fault(&mut self, id: Id<Thread>, fault: Fault) {
         count(|stats| &mut stats.hard_faults);
-        match fault.keeper {
+        // Without its keeper a region has just no memory there.
+        match fault
+            .keeper
+            .filter(|&keeper| self.ports.get(keeper).is_some())
+        {
             Some(keeper) => self.send_exception(id, Some(keeper), fault.message()),
             None => self.raise(id, fault.message()),
         }

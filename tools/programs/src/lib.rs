@@ -9,7 +9,7 @@
 //! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
-//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`] | tests |
+//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
 
 extern crate alloc;
@@ -29,6 +29,7 @@ pub mod sha256tree;
 pub mod spin;
 pub mod stress;
 pub mod tour;
+pub mod unmake;
 pub mod wild;
 
 /// Status of a program whose self-check failed.
