@@ -16,6 +16,7 @@ use fluke_abi::layout::GATE_INSTRUCTION_BYTES;
 
 use super::apic::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use super::cpu::{FRAME_BYTES, Table, offset};
+use super::instructions::INTERRUPT_FLAG;
 use crate::boundary;
 
 /// Vector stored for `syscall`, which has none: that of the other trap gate.
@@ -92,15 +93,30 @@ unsafe extern "C" fn exception_stubs() {
     );
 }
 
-#[unsafe(naked)]
-unsafe extern "C" fn timer() {
-    naked_asm!("push 0", "push {}", "jmp {}", const TIMER_VECTOR, sym trap);
+/// An interrupt's stub. Nothing interrupts code that has interrupts off; but an emulation of SVM has been
+/// seen to deliver a timer interrupt once more at the first instruction of its own stub. That one is
+/// dropped, without EOI, before it uses the stack: that is a thread's frame, which is to be filled.
+macro_rules! interrupt {
+    ($name:ident, $vector:expr) => {
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            naked_asm!(
+                "test dword ptr [rsp + 16], {interrupts}",
+                "jz {spurious}",
+                "push 0",
+                "push {vector}",
+                "jmp {trap}",
+                interrupts = const INTERRUPT_FLAG,
+                spurious = sym spurious,
+                vector = const $vector,
+                trap = sym trap,
+            );
+        }
+    };
 }
 
-#[unsafe(naked)]
-unsafe extern "C" fn kick() {
-    naked_asm!("push 0", "push {}", "jmp {}", const KICK_VECTOR, sym trap);
-}
+interrupt!(timer, TIMER_VECTOR);
+interrupt!(kick, KICK_VECTOR);
 
 #[unsafe(naked)]
 unsafe extern "C" fn spurious() {

@@ -68,6 +68,9 @@ pub fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
+/// The flag that lets a CPU take interrupts.
+pub const INTERRUPT_FLAG: u64 = 1 << 9;
+
 /// Lets this CPU take interrupts.
 #[inline]
 pub fn enable_interrupts() {
@@ -78,11 +81,10 @@ pub fn enable_interrupts() {
 /// Turns interrupts off; says whether they were on.
 #[inline]
 pub fn disable_interrupts() -> bool {
-    const INTERRUPTS: u64 = 1 << 9;
     let flags: u64;
     // SAFETY: the stack is balanced; being undisturbed changes nothing for the caller.
     unsafe { asm!("pushfq", "pop {}", "cli", out(reg) flags) };
-    flags & INTERRUPTS != 0
+    flags & INTERRUPT_FLAG != 0
 }
 
 /// Stops this CPU for good.
