@@ -31,6 +31,7 @@ use crate::thread::{Run, Thread};
 
 /// From the entry stub: deals with a trap from user mode.
 pub extern "C" fn trap() -> ! {
+    lock::enter();
     let mut call = Call::current();
     let frame = call.frame();
     let (vector, error) = (frame.vector, frame.error);
@@ -40,7 +41,7 @@ pub extern "C" fn trap() -> ! {
     } else {
         0
     };
-    lock::enter(call.entity);
+    lock::open(call.entity);
     if is_call {
         call.begin();
     } else if vector == PAGE_FAULT {

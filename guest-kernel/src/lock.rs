@@ -105,14 +105,20 @@ pub fn release() {
     LOCKED.taken.store(false, Ordering::Release);
 }
 
-/// A trap from user mode has come to the kernel, on a stack where it may be preempted.
+/// A trap from user mode has come to the kernel.
 #[inline]
-pub fn enter(id: Id<Entity>) {
-    check(!owns(id), "user code had the kernel mutex");
-    if FULL {
-        enable_interrupts();
-    } else {
+pub fn enter() {
+    if !FULL {
         take();
+    }
+}
+
+/// What the trap left in the CPU's registers has been read: from here on the thread may be preempted.
+#[inline]
+pub fn open(id: Id<Entity>) {
+    if FULL {
+        check(!owns(id), "user code had the kernel mutex");
+        enable_interrupts();
     }
 }
 
@@ -258,7 +264,13 @@ fn acquire(id: Id<Entity>) {
 #[inline]
 pub fn release_kernel(id: Id<Entity>) {
     if FULL && owns(id) {
-        pass_on(id, &mut scheduler());
+        let uncontended =
+            LOCKED
+                .owner
+                .compare_exchange(word(id), 0, Ordering::Release, Ordering::Relaxed);
+        if uncontended.is_err() {
+            pass_on(id, &mut scheduler());
+        }
     }
 }
 

@@ -104,7 +104,6 @@ impl Kernel {
         let off = scheduler().take_out(thread.entity);
         match thread.run {
             Run::Waiting(wait) => {
-                // With its wait, should waking others look at it.
                 self.unqueue(id, wait);
                 self.threads[id].run = Run::Stopped;
             }

@@ -1,6 +1,6 @@
 //! Running a program in a child space: as its parent, keeper and memory manager.
 //!
-//! The child's heap is a [`Window`] in this program's space that is empty at first. A fault there that
+//! The child's heap is a *window* in this program's space that is empty at first. A fault there that
 //! the kernel cannot resolve (a *hard* fault) arrives as a message; the supervisor maps memory of its own
 //! into the window and answers, and the kernel finds it when the thread tries again. Of the child's
 //! calls it sees none: only faults, exceptions nobody handles, and the end.
