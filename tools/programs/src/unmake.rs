@@ -66,8 +66,21 @@ impl End {
 /// A thread that makes calls, the last of which is looked at, and then sleeps.
 struct Caller {
     thread: &'static Thread,
+    /// Calls that it has begun.
+    begun: &'static AtomicU64,
     result: &'static AtomicU64,
     last: Entry,
+}
+
+/// Waits for something to come true.
+fn eventually(mut what: impl FnMut() -> bool) -> bool {
+    (0..LOOKS).any(|_| {
+        let is = what();
+        if !is {
+            thread::sleep(NAP_NS);
+        }
+        is
+    })
 }
 
 /// Parameters of a call without messages.
@@ -92,11 +105,13 @@ fn serve(pset: &Pset, room: u64, then: Option<Call>) -> Vec<Call> {
 impl Caller {
     fn new(calls: Vec<Call>) -> Result<Self, Status> {
         let result: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(PENDING)));
+        let begun: &'static AtomicU64 = Box::leak(Box::default());
         let last = calls.last().map_or(Entry::thread_self, |(entry, _)| *entry);
         let handle = thread::spawn(move || {
             handler::install();
             let mut end = PENDING;
             for (entry, registers) in calls {
+                begun.fetch_add(1, Relaxed);
                 // SAFETY: what the kernel writes lands in buffers that are leaked.
                 end = unsafe { handler::call(entry as u64, registers) };
             }
@@ -105,6 +120,7 @@ impl Caller {
         })?;
         Ok(Self {
             thread: handle.thread(),
+            begun,
             result,
             last,
         })
@@ -132,14 +148,18 @@ impl Caller {
         self.asleep_in(self.last)
     }
 
+    /// Waits until it has let go of a mutex, which it locks in its first call, to sleep in `cond_wait`. To
+    /// stop it would end that.
+    fn asleep_without(&self, mutex: &Mutex) -> bool {
+        let begun = eventually(|| self.begun.load(Relaxed) > 1);
+        mutex.lock();
+        mutex.unlock();
+        begun
+    }
+
     /// How its last call ended.
     fn end(&self) -> End {
-        for _ in 0..LOOKS {
-            if self.result.load(Relaxed) != PENDING {
-                break;
-            }
-            thread::sleep(NAP_NS);
-        }
+        eventually(|| self.result.load(Relaxed) != PENDING);
         End::of(self.result.load(Relaxed))
     }
 
@@ -205,22 +225,15 @@ fn mutexes(checks: &mut Checks) -> Result<(), Status> {
             plain(Entry::cond_wait, &[cond.handle() as u64, mutex]),
         ])
     };
-    // To stop it would end its wait for the condition.
-    let nap = || thread::sleep(5 * NAP_NS);
     let caller = Caller::new(calls(free))?;
-    nap();
+    checks.asleep("cond_wait", caller.asleep_without(free));
     cond.destroy();
     checks.check("cond_wait without its condition", caller.end(), done);
 
     let free = Mutex::alloc()?;
     cond.create()?;
     let caller = Caller::new(calls(free))?;
-    nap();
-    checks.check(
-        "cond_wait",
-        End::of(caller.result.load(Relaxed)),
-        End::Hangs,
-    );
+    checks.asleep("cond_wait", caller.asleep_without(free));
     free.destroy();
     cond.signal();
     let expected = End::Insanity(Insanity::NoObject);
@@ -342,11 +355,12 @@ fn partners(checks: &mut Checks) -> Result<(), Status> {
 }
 
 fn donors(checks: &mut Checks) -> Result<(), Status> {
+    static SPUN: AtomicU64 = AtomicU64::new(0);
     for unmake_port in [false, true] {
         let (_, scheduler, reference) = service()?;
         let spinner = thread::spawn(|| {
             loop {
-                core::hint::spin_loop();
+                SPUN.fetch_add(1, Relaxed);
             }
         })?;
         let target = spinner.thread();
@@ -361,7 +375,10 @@ fn donors(checks: &mut Checks) -> Result<(), Status> {
             ],
         );
         let donor = Caller::new([call].into())?;
-        checks.asleep("thread_schedule", donor.asleep());
+        let asleep = donor.asleep();
+        let before = SPUN.load(Relaxed);
+        let gives_time = eventually(|| SPUN.load(Relaxed) != before);
+        checks.asleep("thread_schedule", asleep && gives_time);
         let expected = if unmake_port {
             port.destroy();
             End::Insanity(Insanity::NoObject)
