@@ -23,7 +23,7 @@ bitflags! {
     /// Flags in [`ThreadState::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ThreadFlags: u64 {
-        /// The thread is stopped; clearing it in `set_state` lets the thread run.
+        /// The thread had been stopped before its state was taken. `set_state` without it lets the thread run.
         const STOPPED = 1;
         /// As client of a connection, the thread is the sender.
         const CLIENT_SENDER = 2;

@@ -208,6 +208,7 @@ impl Kernel {
                 self.attach(space, segment.start + OBJECT_SIZE);
                 self.set_space(thread, Some(space));
                 let root = &mut self.threads[thread];
+                root.halted = false;
                 root.thread_va = ROOT_OBJECTS;
                 root.frame.rip = boot.root_entry;
                 root.frame.rsp = boot.root_stack;

@@ -111,6 +111,9 @@ pub struct Thread {
     pub run: Run,
     /// The registers name a call that the kernel has begun to make.
     pub in_call: bool,
+    /// Stopped as far as users know. Who stops it for `thread_get_state` says so with that call's end, so that
+    /// a call which is made again finds what it found first.
+    pub halted: bool,
     /// Somebody waits for the thread to stop.
     pub stop_requested: bool,
     /// Threads that wait for it to stop.
@@ -187,6 +190,7 @@ impl Thread {
             links: Links::new(),
             run: Run::Stopped,
             in_call: false,
+            halted: true,
             stop_requested: false,
             stoppers: Queue::new(),
             priority: PRIORITY_DEFAULT as u8,

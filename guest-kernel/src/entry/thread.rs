@@ -42,7 +42,9 @@ pub fn thread_destroy(call: &mut Call) -> Done {
 pub fn thread_move(call: &mut Call) -> Done {
     let id = call.other_thread(0)?;
     stop(call, id)?;
-    rehome(call, id)
+    rehome(call, id)?;
+    call.kernel().threads[id].halted = true;
+    Ok(())
 }
 
 /// Commit point: posting.
@@ -257,6 +259,7 @@ pub fn thread_get_state(call: &mut Call) -> Done {
         call.write(state_at, &state)?;
     }
     let thread = &mut call.kernel().threads[id];
+    thread.halted = true;
     // Whoever holds a link to the partner can make the thread again; see `Kernel::destroy_thread`.
     thread.exported[Side::Server as usize] |= client_ref.is_some() && client != Link::Null;
     thread.exported[Side::Client as usize] |= server_ref.is_some() && server != Link::Null;
@@ -308,7 +311,8 @@ fn export(thread: &mut Thread, state: &mut ThreadState) {
         rflags: frame.rflags,
         rsp: frame.rsp,
     };
-    let mut flags = thread.pending | ThreadFlags::STOPPED;
+    let mut flags = thread.pending;
+    flags.set(ThreadFlags::STOPPED, thread.halted);
     flags.set(ThreadFlags::EXCEPTION_ENABLE, thread.exceptions_enabled);
     for side in [Side::Client, Side::Server] {
         flags.set(
@@ -413,8 +417,9 @@ pub fn thread_set_state(call: &mut Call) -> Done {
         kernel.threads[id].exported[side as usize] = false;
     }
     call.complete(0)?;
+    let kernel = call.kernel();
+    kernel.threads[id].halted = flags.contains(ThreadFlags::STOPPED);
     if !flags.contains(ThreadFlags::STOPPED) {
-        let kernel = call.kernel();
         scheduler().call_attention(kernel.threads[id].entity);
         kernel.make_ready(id);
     }

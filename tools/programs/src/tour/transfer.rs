@@ -13,7 +13,7 @@ use fluke_abi::entry::Entry;
 use fluke_abi::ipc::{Buffer, CallWord, Flavour, Params, WORD_SIZE};
 use fluke_abi::layout::GATE;
 use fluke_abi::object::Type;
-use fluke_abi::state::ThreadFlags;
+use fluke_abi::state::{ThreadFlags, ThreadState};
 use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Thread, ThreadLinks};
 use libfluke::rpc::Server;
 use libfluke::{println, sys, thread};
@@ -129,6 +129,16 @@ pub fn tour(checks: &mut Checks) -> Result<(), Trouble> {
 
     let links = ThreadLinks::alloc()?;
     let mut state = sender.thread().state(Some(links));
+    let stopped = |state: &ThreadState| {
+        ThreadFlags::from_bits_retain(state.flags).contains(ThreadFlags::STOPPED)
+    };
+    checks.equal(
+        format_args!(
+            "(it had been stopped before its state was taken; before that was done again)"
+        ),
+        &(false, true),
+        &(stopped(&state), stopped(&sender.thread().state(None))),
+    );
     let registers = &state.registers;
     println!(
         "  sender: rax {:#x}, rsi {:#x}, rdx {:#x}, rip {:#x}",
