@@ -20,8 +20,8 @@ const SCRIPT: &str = "/lab/command";
 /// Where the program is.
 const PROGRAM: &str = "/lab/bin/flukevm";
 
-/// The archive for running `binary` with `arguments`.
-pub fn archive(binary: &Path, arguments: &[String]) -> Result<Vec<u8>> {
+/// The archive for running `binary` with `arguments`, and sending out the file `fetch`.
+pub fn archive(binary: &Path, arguments: &[String], fetch: Option<&Path>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file(Path::new(PROGRAM), true, &read(binary)?);
     for library in libraries(binary)? {
@@ -32,7 +32,7 @@ pub fn archive(binary: &Path, arguments: &[String]) -> Result<Vec<u8>> {
     for file in arguments.iter().flat_map(|argument| files(argument)) {
         archive.file(&absolute(&file)?, true, &read(&file)?);
     }
-    let script = script(&here, arguments);
+    let script = script(&here, arguments, fetch);
     archive.file(Path::new(SCRIPT), true, script.as_bytes());
     Ok(archive.finish())
 }
@@ -90,18 +90,23 @@ fn files(argument: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn script(here: &Path, arguments: &[String]) -> String {
+fn script(here: &Path, arguments: &[String], fetch: Option<&Path>) -> String {
     let mut script = String::from("export PATH=/lab/bin HOME=/root\n");
     for (name, value) in env::vars().filter(|(name, _)| passed_on(name)) {
         writeln!(script, "export {name}={}", quote(&value)).expect("strings take writes");
     }
     writeln!(script, "cd {}", quote(&here.to_string_lossy())).expect("strings take writes");
-    script += "exec flukevm";
+    script += "flukevm";
     for argument in arguments {
         script.push(' ');
         script += &quote(argument);
     }
-    script.push('\n');
+    script += "\nstatus=$?\n";
+    if let Some(path) = fetch {
+        let path = quote(&path.to_string_lossy());
+        writeln!(script, "/lab/busybox cat {path} > /dev/vport0p4").expect("strings take writes");
+    }
+    script += "exit $status\n";
     script
 }
 
@@ -147,7 +152,10 @@ mod tests {
     #[test]
     fn words_survive_the_shell() {
         let words = ["a b".to_string(), "it's".to_string(), "$HOME".to_string()];
-        let script = script(Path::new("/tmp"), &words);
-        assert!(script.ends_with("cd '/tmp'\nexec flukevm 'a b' 'it'\\''s' '$HOME'\n"));
+        let script = script(Path::new("/tmp"), &words, Some(Path::new("it's")));
+        assert!(script.ends_with(
+            "cd '/tmp'\nflukevm 'a b' 'it'\\''s' '$HOME'\nstatus=$?\n\
+             /lab/busybox cat 'it'\\''s' > /dev/vport0p4\nexit $status\n"
+        ));
     }
 }

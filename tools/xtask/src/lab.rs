@@ -44,6 +44,9 @@ pub struct Options {
     /// Keep the initramfs, QEMU's command line and the kernel's messages, and say where
     #[arg(long)]
     keep: bool,
+    /// Bring this file out of the lab, which the command writes there
+    #[arg(long, value_name = "PATH")]
+    fetch: Option<PathBuf>,
     /// Run this program in the place of flukevm
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
@@ -85,7 +88,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut directory = tempfile::Builder::new().prefix("flukevm-lab-").tempdir()?;
     directory.disable_cleanup(options.keep);
     let initramfs = directory.path().join("initramfs.cpio");
-    let own = command::archive(&binary, arguments)?;
+    let own = command::archive(&binary, arguments, options.fetch.as_deref())?;
     let mut whole = File::create(&initramfs)?;
     io::copy(&mut File::open(&base.initramfs)?, &mut whole)?;
     io::copy(&mut own.as_slice(), &mut whole)?;
@@ -106,6 +109,11 @@ pub fn run(options: &Options) -> Result<u8> {
     if options.keep {
         fs::write(directory.path().join("messages"), qemu.last_words())?;
         eprintln!("lab: kept {}", directory.path().display());
+    }
+    if let Some(path) = &options.fetch {
+        let file = qemu.file();
+        ensure!(!file.is_empty(), "the command wrote no {}", path.display());
+        fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))?;
     }
     outcome
 }

@@ -1,8 +1,8 @@
-//! One QEMU: its command line, its four output channels, its end.
+//! One QEMU: its command line, its five output channels, its end.
 //!
 //! The channels are Unix sockets of the lab's that QEMU connects to: the kernel's console (a
-//! serial port) and the three virtio-serial ports of `init.sh`. So the command's stdout, its
-//! stderr, its exit status and the kernel's messages never mix.
+//! serial port), the three virtio-serial ports of `init.sh`, and one for a file that the command writes. So
+//! its stdout, its stderr, its exit status and the kernel's messages never mix.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::debian::QEMU;
 
 /// Names of the channels; all but the first are virtio-serial ports, in the order of their numbers.
-const CHANNELS: [&str; 4] = ["console", "stdout", "stderr", "status"];
+const CHANNELS: [&str; 5] = ["console", "stdout", "stderr", "status", "file"];
 
 /// What the machine is made of.
 pub struct Machine<'a> {
@@ -51,6 +51,7 @@ pub struct Qemu {
     events: Receiver<Event>,
     output: Vec<JoinHandle<()>>,
     console: Option<JoinHandle<Vec<u8>>>,
+    file: Option<JoinHandle<Vec<u8>>>,
     complaints: Option<JoinHandle<Vec<u8>>>,
 }
 
@@ -81,14 +82,16 @@ impl Qemu {
             events,
             output: Vec::new(),
             console: None,
+            file: None,
             complaints,
         };
-        let [console, stdout, stderr, status] = &listeners[..] else {
+        let [console, stdout, stderr, status, file] = &listeners[..] else {
             unreachable!("as many listeners as channels");
         };
         let console = qemu.accept(console)?;
         let (stdout, stderr) = (qemu.accept(stdout)?, qemu.accept(stderr)?);
-        let status = qemu.accept(status)?;
+        let (status, file) = (qemu.accept(status)?, qemu.accept(file)?);
+        qemu.file = Some(thread::spawn(|| drain(file)));
         qemu.console = Some(thread::spawn(|| drain(console)));
         qemu.output = vec![
             thread::spawn(|| copy(stdout, std::io::stdout())),
@@ -116,6 +119,13 @@ impl Qemu {
             // A thread that panicked has printed why.
             let _ = copier.join();
         }
+    }
+
+    /// Ends QEMU and returns the file that the command has written, if it was asked for.
+    pub fn file(&mut self) -> Vec<u8> {
+        self.finish();
+        let file = self.file.take().map(JoinHandle::join);
+        file.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Ends QEMU and returns what it and the kernel had to say.
