@@ -97,6 +97,9 @@ pub struct BootInfo {
     /// Physical address of the top-level page table that every CPU starts with. Its upper half
     /// (direct map, stacks, image) is shared by all spaces.
     pub page_table: u64,
+    /// Physical address of the page table of the kernel's own space: as `page_table`, but user mode has
+    /// the gate page and all of the image that is not in a [`SUPERVISOR_SEGMENT`].
+    pub own_page_table: u64,
     /// The kernel's pool, zeroed. The kernel never takes memory from anywhere else.
     pub pool: Extent,
     /// `cpus` blocks of [`crate::stats::CpuStats`], zeroed.
@@ -168,6 +171,11 @@ pub struct RootInfo {
 pub const ARGS_BYTES: usize = 2048;
 
 const _: () = assert!(size_of::<RootInfo>() <= 4096);
+
+/// Flag of a kernel image's segment, beside its permissions: what the CPU and the stubs need at a trap,
+/// before they have left the kernel's own space. User mode never reaches it. (One of those that ELF
+/// leaves to the operating system.)
+pub const SUPERVISOR_SEGMENT: u32 = 0x10_0000;
 
 /// Section of a kernel image that holds its [`ImageInfo`].
 pub const IMAGE_SECTION: &str = ".fluke.image";

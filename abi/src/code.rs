@@ -178,5 +178,7 @@ codes! {
         NoEntry = 31,
         /// Only the root space may do this.
         NotRoot = 32,
+        /// Only threads of the kernel's own space may do this.
+        NotKernel = 33,
     }
 }

@@ -183,7 +183,7 @@ macro_rules! entry_points {
 120 regs thread_sleep Thread Long built (deadline: u64) [] "Sleeps until `clock_read` reaches `deadline`, nanoseconds. (ours)";
 121 regs clock_read Machine Trivial built () [] "Returns nanoseconds since boot. (ours)";
 122 regs cpu_self Machine Trivial built () [] "Returns the number of the CPU that the caller runs on. (ours)";
-123 regs console_write Machine MultiStage built (text: *const u8, size: u64) [] "Prints bytes; both parameters advance. (ours)";
+123 regs supervisor_call Machine Short built (function: u64, argument: u64) [] "Calls `extern \"C\" fn(u64) -> u64` of the kernel image in supervisor mode, and returns what it returns. Only in the kernel's own space. (ours, OSDI '99 5.6)";
 124 regs machine_exit Machine Trivial built (status: u64) [] "Ends the machine with that exit status. Only in the root space. (ours)";
 125 regs machine_census Machine Short built (census: *mut Census) [] "Counts the objects and page-table pages of the whole machine. (ours)";
     } };

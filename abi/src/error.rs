@@ -128,6 +128,7 @@ impl Row {
                 ) => insanity == InvalidAddress,
                 Some(Entry::thread_schedule) => insanity == InvalidObject,
                 Some(Entry::machine_exit) => insanity == NotRoot,
+                Some(Entry::supervisor_call) => matches!(insanity, NotKernel | InvalidAddress),
                 Some(_) => false,
             }
     }
@@ -162,7 +163,14 @@ impl Row {
         matches!(
             Entry::from_number(self.number),
             Some(
-                thread_self | ref_check | ref_compare | ref_hash | ref_type | clock_read | cpu_self
+                thread_self
+                    | ref_check
+                    | ref_compare
+                    | ref_hash
+                    | ref_type
+                    | clock_read
+                    | cpu_self
+                    | supervisor_call
             )
         )
     }

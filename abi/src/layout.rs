@@ -7,7 +7,7 @@
 //! 0x0000_0000_1000_0000  PROGRAM_BASE      programs are linked here
 //! 0x0000_0001_0000_0000  ROOT_MEMORY       the root program sees all user memory here
 //! 0x0000_7fff_ffff_f000  VM_MAX
-//! 0xffff_8000_0000_0000  DIRECT_MAP        all physical memory but the kernel image; RW, NX
+//! 0xffff_8000_0000_0000  DIRECT_MAP        all physical memory but the kernel's text; RW, NX
 //! 0xffff_ff00_0000_0000  KERNEL_STACKS     kernel stacks, each above an unmapped guard page
 //! 0xffff_ffff_8000_0000  KERNEL_IMAGE      kernel image: physical address + KERNEL_IMAGE
 //! ```
@@ -41,15 +41,16 @@ pub const PROGRAM_BASE: u64 = 0x1000_0000;
 pub const ROOT_INFO: u64 = 0x0800_0000;
 /// Boot modules, each on pages of its own, read-only, in the root program.
 pub const ROOT_MODULES: u64 = 0x40_0000_0000;
-/// The page with the root program's own objects: its thread, then its space.
+/// The page with the root program's own objects: its thread, its space, and then references to the
+/// kernel's drivers ([`crate::driver`]).
 pub const ROOT_OBJECTS: u64 = 0x0900_0000;
 /// Top of the root program's stack, exclusive.
 pub const ROOT_STACK_TOP: u64 = 0x0a00_0000;
 /// All user memory as the root program sees it: readable, writable, not executable, zeroed.
 pub const ROOT_MEMORY: u64 = 0x1_0000_0000;
 
-/// Direct map of physical memory in the kernel. The 2 MiB pages that hold the kernel image are
-/// left out, so that no writable alias of kernel text exists.
+/// Direct map of physical memory in the kernel. Of the 2 MiB pages that hold the kernel image there are
+/// only its constants, read-only, and its data: no writable alias of kernel text exists.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 /// First kernel stack slot.
 pub const KERNEL_STACKS: u64 = 0xffff_ff00_0000_0000;

@@ -12,6 +12,7 @@
 //! * [`layout`]: the addresses everybody knows.
 //! * [`boot`]: what the host hands to the kernel and to the root program.
 //! * [`port`]: the I/O ports of the machine.
+//! * [`driver`]: the kernel's own drivers, and what they understand.
 //! * [`stats`]: counters that the kernel keeps for the host.
 //!
 //! The crate has no code of its own beyond accessors, and builds without `std`.
@@ -19,6 +20,7 @@
 
 pub mod boot;
 pub mod code;
+pub mod driver;
 pub mod entry;
 pub mod error;
 pub mod ipc;
@@ -30,4 +32,4 @@ pub mod stats;
 
 /// Version of everything in this crate. A kernel, a program and a host work together only if
 /// they carry the same one.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

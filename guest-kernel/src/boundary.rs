@@ -258,6 +258,7 @@ pub mod start {
     // SAFETY: each CPU uses its own element only.
     unsafe impl Sync for Cpus {}
 
+    #[unsafe(link_section = ".bss.cpu")]
     static CPUS: Cpus = Cpus(core::cell::UnsafeCell::new(
         [const { core::mem::MaybeUninit::zeroed() }; CPUS_MAX as usize],
     ));
@@ -277,7 +278,7 @@ pub mod start {
             "foreign host"
         );
         assert!(boot.cpus <= CPUS_MAX, "too many CPUs");
-        entry::init();
+        entry::init(boot.page_table, boot.own_page_table);
         // SAFETY: the element is this CPU's alone.
         let cpu = unsafe { CPUS.0.get().cast::<Cpu>().add(number as usize) };
         // SAFETY: once on this CPU, first thing; `stack` is its own.

@@ -19,6 +19,7 @@ use crate::lock::scheduler;
 use crate::mm::{FramePool, Mapping, Region, Source, Space};
 use crate::model;
 use crate::object::{Object, ObjectTable};
+use crate::pseudo;
 use crate::reference::Ref;
 use crate::sched::{CpuState, Entity, RunQueue, Scheduler, Stats, Table};
 use crate::stacks::Stacks;
@@ -69,6 +70,8 @@ pub struct Kernel {
     pub page_table: u64,
     /// The space that may end the machine.
     pub root: Option<Id<Space>>,
+    /// The kernel's own space: that of the pseudo-kernel threads ([`crate::pseudo`]).
+    pub own_space: Id<Space>,
     next_hash: u64,
 }
 
@@ -180,6 +183,7 @@ impl Kernel {
             gate_page: boot.gate_page,
             page_table: boot.page_table,
             root: None,
+            own_space: Id::NONE,
             next_hash: 1,
         };
         (kernel, scheduler)
@@ -213,6 +217,7 @@ impl Kernel {
                 root.frame.rip = boot.root_entry;
                 root.frame.rsp = boot.root_stack;
                 self.make_ready(thread);
+                pseudo::start(self, boot, segment.start);
             }
         }
     }

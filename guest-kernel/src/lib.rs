@@ -37,6 +37,8 @@ pub mod mm;
 pub mod model;
 #[allow(unsafe_code, reason = "memory of the table")]
 pub mod object;
+#[allow(unsafe_code, reason = "user mode in the kernel")]
+pub mod pseudo;
 pub mod queue;
 pub mod reference;
 #[allow(unsafe_code, reason = "a thread's place")]

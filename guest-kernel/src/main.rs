@@ -10,7 +10,7 @@ use fluke_abi::ABI_VERSION;
 use fluke_abi::boot::{BootInfo, IMAGE_MAGIC, ImageInfo};
 use fluke_abi::port::{EVENT, Event, KERNEL_LOG};
 use fluke_kernel::arch::instructions::{halt, out_bytes, out32};
-use fluke_kernel::{boundary, lock, model, stacks};
+use fluke_kernel::{boundary, lock, model, pseudo, stacks};
 
 /// What the host reads of this image before it boots it.
 #[used]
@@ -63,6 +63,15 @@ impl Write for Log {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    if pseudo::in_user_mode() {
+        pseudo::supervisor(report, info);
+    }
+    report(info);
+    halt()
+}
+
+/// In supervisor mode. Does not return.
+extern "C" fn report(info: &PanicInfo<'_>) -> u64 {
     // The log cannot fail.
     let _ = writeln!(Log, "kernel panic: {info}");
     out32(EVENT, Event::Panic as u32);

@@ -18,6 +18,7 @@ use fluke_abi::stats::CpuStats;
 
 use crate::arch::apic;
 use crate::arch::cpu::Cpu;
+use crate::arch::entry::Stubs;
 use crate::arch::fpu::Fpu;
 use crate::arch::instructions;
 use crate::arena::{Arena, Id};
@@ -94,9 +95,12 @@ impl Linked for Entity {
 }
 
 /// A page table that CPUs may load.
+#[derive(Clone, Copy)]
 pub struct Table {
-    /// Physical address.
+    /// Physical address; for the kernel's own space, which the kernel cannot use, that of no space.
     root: u64,
+    /// What else it takes to come from user mode and go there.
+    stubs: Stubs,
 }
 
 bitflags! {
@@ -705,20 +709,40 @@ impl Scheduler {
 
     /// A page table that CPUs may load from now on. `None`: there is no room.
     pub fn add_table(&mut self, root: u64) -> Option<Id<Table>> {
-        self.tables.insert(Table { root }).ok()
+        let stubs = Stubs::COMMON;
+        self.tables.insert(Table { root, stubs }).ok()
+    }
+
+    /// The same for the kernel's own space: the stubs load it, and that of no space again.
+    pub fn add_own_table(&mut self) -> Option<Id<Table>> {
+        let (root, stubs) = (self.no_table, Stubs::OWN);
+        self.tables.insert(Table { root, stubs }).ok()
     }
 
     /// Loads a page table, or that of no space, and drops what the CPU remembers of one that has
     /// changed.
+    #[inline]
     fn load(&mut self, table: Option<Id<Table>>) {
-        let table = table.filter(|&table| self.tables.get(table).is_some());
-        let root = table.map_or(self.no_table, |table| self.tables[table].root);
         let cpu = self.cpu();
-        if cpu.loaded == table && !cpu.flush {
-            return;
+        if cpu.loaded != table || cpu.flush {
+            self.reload(table);
         }
+    }
+
+    #[inline(never)]
+    fn reload(&mut self, table: Option<Id<Table>>) {
+        let table = table.filter(|&table| self.tables.get(table).is_some());
+        let none = Table {
+            root: self.no_table,
+            stubs: Stubs::COMMON,
+        };
+        let Table { root, stubs } = table.map_or(none, |table| self.tables[table]);
+        let cpu = self.cpu();
         cpu.flush = false;
         (cpu.loaded, cpu.root) = (table, root);
+        if let Some(hardware) = &mut cpu.hardware {
+            hardware.stubs = stubs;
+        }
         instructions::set_page_table(root);
     }
 
@@ -727,11 +751,19 @@ impl Scheduler {
         self.cpus.iter().any(|cpu| cpu.root == root)
     }
 
+    /// CPUs that have a table loaded look at it again before they run user code.
+    fn mark_stale(&mut self, table: Id<Table>) {
+        let cpus = self.cpus.iter_mut();
+        for cpu in cpus.filter(|cpu| cpu.loaded == Some(table)) {
+            cpu.flush = true;
+        }
+    }
+
     /// Whether a CPU runs user code with a table that has changed, or is gone.
     fn uses_stale(&self, cpu: usize, table: Id<Table>) -> bool {
         let cpu = &self.cpus[cpu];
         cpu.loaded == Some(table)
-            && (cpu.flush || self.tables.get(table).is_none())
+            && cpu.flush
             && cpu
                 .hardware
                 .as_ref()
@@ -741,20 +773,17 @@ impl Scheduler {
 
 /// A page table lost entries: no CPU goes on using them.
 pub fn shoot_down(table: Id<Table>) {
-    for cpu in scheduler()
-        .cpus
-        .iter_mut()
-        .filter(|cpu| cpu.loaded == Some(table))
-    {
-        cpu.flush = true;
-    }
+    scheduler().mark_stale(table);
     await_stale(table);
 }
 
 /// A page table goes away: no CPU goes on using it. One that does not run user code may have it loaded
 /// still ([`Scheduler::has_loaded`]), but will not use it.
 pub fn remove_table(table: Id<Table>) {
-    scheduler().tables.remove(table);
+    let mut held = scheduler();
+    held.tables.remove(table);
+    held.mark_stale(table);
+    drop(held);
     await_stale(table);
 }
 

@@ -331,7 +331,10 @@ impl Kernel {
                 self.sleep(id, Wait::Port(port));
                 self.wake_server(port);
             }
-            None => self.sleep(id, Wait::Forever),
+            None => {
+                self.check_own(id, &message);
+                self.sleep(id, Wait::Forever);
+            }
         }
     }
 

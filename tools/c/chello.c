@@ -10,12 +10,24 @@ static fluke_thread_t second;
 static int done;
 static _Alignas(16) unsigned char stack[16384];
 
+static fluke_ref_t *console;
+
+/* The console's driver wants a count of bytes and so many of them, in whole words. */
 static void print(const char *text)
 {
-    uint64_t size = 0;
-    while (text[size])
-        size++;
-    fluke_console_write(text, size);
+    struct {
+        uint64_t size;
+        char text[64];
+    } message = {0};
+    struct fluke_ipc_params params = {0};
+
+    while (text[message.size] && message.size < sizeof message.text) {
+        message.text[message.size] = text[message.size];
+        message.size++;
+    }
+    params.send.address = (uint64_t)&message;
+    params.send.words = 1 + (message.size + 7) / 8;
+    fluke_ipc_send(console, &params);
 }
 
 static void second_main(void)
@@ -46,6 +58,7 @@ int main(struct fluke_startup *startup)
 {
     if (startup->abi_version != FLUKE_ABI_VERSION)
         return 1;
+    console = &startup->console;
     if (fluke_mutex_create(&mutex) != FLUKE_SUCCESS || fluke_cond_create(&finished) != FLUKE_SUCCESS
         || fluke_thread_create(&second) != FLUKE_SUCCESS)
         return 2;

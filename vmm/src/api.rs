@@ -72,9 +72,10 @@ fn not_in_paper(row: &Row) -> Option<&'static str> {
         }
         ipc_setup_wait_receive => Some("records what a server is, then is ipc_wait_receive"),
         mapping_reference => Some("not in the manual"),
-        thread_sleep | clock_read | cpu_self | console_write | machine_exit | machine_census => {
+        thread_sleep | clock_read | cpu_self | machine_exit | machine_census => {
             Some("ours, for what Fluke leaves to servers")
         }
+        supervisor_call => Some("ours, for the kernel's own drivers"),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 //! 0                 one page that stays unused
 //! 0x1000            page tables, boot information, small things
 //! KERNEL_PHYSICAL   kernel image; the rest of its last 2 MiB page holds kernel stacks, which
-//!                   like the image have no place in the direct map
+//!                   like the image's text have no place in the direct map
 //! next 2 MiB        programs, modules, pool; all that remains is the root program's memory
 //! ```
 
@@ -17,8 +17,8 @@ use fluke_abi::boot::{
     Module, ModuleKind, RootInfo, SEGMENTS_MAX, Segment,
 };
 use fluke_abi::layout::{
-    DIRECT_MAP, KERNEL_IMAGE, KERNEL_PHYSICAL, KERNEL_STACKS, PAGE_SIZE, ROOT_INFO, ROOT_MEMORY,
-    ROOT_MODULES, ROOT_OBJECTS, ROOT_STACK_TOP,
+    DIRECT_MAP, GATE, KERNEL_IMAGE, KERNEL_PHYSICAL, KERNEL_STACKS, PAGE_SIZE, ROOT_INFO,
+    ROOT_MEMORY, ROOT_MODULES, ROOT_OBJECTS, ROOT_STACK_TOP,
 };
 use fluke_abi::state::Prot;
 use fluke_abi::stats::CpuStats;
@@ -28,7 +28,7 @@ use zerocopy::FromZeros;
 
 use crate::config::{GuestFile, MIB, Size};
 use crate::error::Error;
-use crate::image::{self, Elf};
+use crate::image::{self, Elf, LoadSegment};
 use crate::memory::{Frames, Memory};
 use crate::paging::{Entry, LARGE_PAGE, PageTables};
 
@@ -164,8 +164,9 @@ pub fn fluke(
         start: plan.small(stats_size)?,
         size: stats_size.next_multiple_of(PAGE_SIZE),
     };
-    let page_table = plan.kernel_space(&kernel, &image, stacks, hole_end)?;
     let gate_page = plan.gate_page(machine.gate)?;
+    let (page_table, own_page_table) =
+        plan.kernel_space(&kernel, &image, stacks, hole_end, gate_page)?;
 
     let root_entry = root.entry;
     plan.root_program(guest.root, &root)?;
@@ -183,6 +184,7 @@ pub fn fluke(
     info.apic_timer_khz = machine.apic_timer_khz;
     info.memory_size = memory.size();
     info.page_table = page_table;
+    info.own_page_table = own_page_table;
     info.pool = pool;
     info.stats = stats;
     info.gate_page = gate_page;
@@ -242,17 +244,18 @@ impl Plan<'_> {
         }
     }
 
-    /// Builds the page tables that every CPU starts with.
+    /// Builds the page tables that every CPU starts with, and those of the kernel's own space.
     fn kernel_space(
         &mut self,
         kernel: &Elf,
         image: &ImageInfo,
         stacks: u64,
         hole_end: u64,
-    ) -> Result<u64, Error> {
+        gate_page: u64,
+    ) -> Result<(u64, u64), Error> {
         // Stacks need so many frames that the tables may not fit below the kernel: one for each
         // 512 pages mapped, and the direct map one for each GiB.
-        let table_bytes = (stacks * 2 * image.stack_bytes / LARGE_PAGE + 32) * PAGE_SIZE;
+        let table_bytes = (stacks * 2 * image.stack_bytes / LARGE_PAGE + 40) * PAGE_SIZE;
         let mut frames = match self.small.take(table_bytes) {
             Some(start) => Frames::new(&[(start, start + table_bytes)]),
             None => {
@@ -275,15 +278,11 @@ impl Plan<'_> {
             Entry::DATA,
         )?;
         for segment in &kernel.segments {
-            let flags = if segment.prot.contains(Prot::WRITE) {
-                Entry::DATA
-            } else if segment.prot.contains(Prot::EXECUTE) {
-                Entry::CODE
-            } else {
-                Entry::CONSTANT
-            };
-            let (va, size) = segment.pages();
-            tables.map(va, va - KERNEL_IMAGE, size, flags)?;
+            map_image(&mut tables, KERNEL_IMAGE, segment, Entry::empty())?;
+            // Where messages of the kernel's own threads are copied.
+            if !segment.supervisor && !segment.prot.contains(Prot::EXECUTE) {
+                map_image(&mut tables, DIRECT_MAP, segment, Entry::empty())?;
+            }
         }
         for slot in 0..stacks {
             let size = image.stack_bytes;
@@ -301,7 +300,22 @@ impl Plan<'_> {
                 Entry::DATA,
             )?;
         }
-        Ok(tables.root())
+        let root = tables.root();
+
+        let mut own = PageTables::new(memory, &mut frames)?;
+        for va in [DIRECT_MAP, KERNEL_STACKS] {
+            own.share(root, va)?;
+        }
+        own.map(GATE, gate_page, PAGE_SIZE, Entry::CODE | Entry::USER)?;
+        for segment in &kernel.segments {
+            let user = if segment.supervisor {
+                Entry::empty()
+            } else {
+                Entry::USER
+            };
+            map_image(&mut own, KERNEL_IMAGE, segment, user)?;
+        }
+        Ok((root, own.root()))
     }
 
     fn gate_page(&mut self, gate: Gate) -> Result<u64, Error> {
@@ -415,6 +429,27 @@ impl Plan<'_> {
         info.args[..args.len()].copy_from_slice(&args);
         self.memory.put(info_page, &info)
     }
+}
+
+/// Maps a segment of the kernel image at its physical address plus `base`, with the bits that are set in `user` besides its own.
+fn map_image(
+    tables: &mut PageTables<'_>,
+    base: u64,
+    segment: &LoadSegment,
+    user: Entry,
+) -> Result<(), Error> {
+    let flags = if segment.prot.contains(Prot::WRITE) {
+        Entry::DATA
+    } else if segment.prot.contains(Prot::EXECUTE) {
+        Entry::CODE
+    } else {
+        Entry::CONSTANT
+    };
+    let (va, size) = segment.pages();
+    // It differs from page table to page table.
+    let flags = flags.difference(Entry::GLOBAL) | user;
+    let pa = va - KERNEL_IMAGE;
+    tables.map(base + pa, pa, size, flags)
 }
 
 /// The program's name and arguments, each ended by a NUL.

@@ -102,9 +102,9 @@ impl Ways {
             let named = |s: &object::Symbol<'_, '_>| s.name().is_ok_and(|n| demangle(n) == name);
             file.symbols().find(named).map(|s| s.address())
         };
-        let leave = find("fluke_kernel::arch::entry::leave")?;
-        let text = file.section_by_name(".text")?;
-        let code = text.data_range(leave, 128).ok()??;
+        let leave = find("fluke_kernel::arch::entry::leave_to_user")?;
+        let mut sections = file.sections();
+        let code = sections.find_map(|section| section.data_range(leave, 128).ok()?)?;
         let at = code
             .windows(SWAPGS_IRETQ.len())
             .position(|bytes| bytes == SWAPGS_IRETQ)?;

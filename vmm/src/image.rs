@@ -5,7 +5,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use fluke_abi::boot::{IMAGE_MAGIC, IMAGE_SECTION, ImageInfo};
+use fluke_abi::boot::{IMAGE_MAGIC, IMAGE_SECTION, ImageInfo, SUPERVISOR_SEGMENT};
 use fluke_abi::state::Prot;
 use fluke_abi::{ABI_VERSION, layout};
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD};
@@ -89,6 +89,8 @@ pub struct LoadSegment {
     pub file: Range<usize>,
     /// Permissions.
     pub prot: Prot,
+    /// Of a kernel: [`SUPERVISOR_SEGMENT`].
+    pub supervisor: bool,
 }
 
 impl LoadSegment {
@@ -276,6 +278,7 @@ fn segment(
         size,
         file: offset as usize..end as usize,
         prot,
+        supervisor: flags & SUPERVISOR_SEGMENT != 0,
     })
 }
 

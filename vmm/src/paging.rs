@@ -20,6 +20,8 @@ bitflags! {
         const PRESENT = 1;
         /// Writing is allowed.
         const WRITE = 1 << 1;
+        /// User mode may use it, if all tables on the way say so too.
+        const USER = 1 << 2;
         /// Accessed. Set from the start, so that the CPU need not write the tables.
         const ACCESSED = 1 << 5;
         /// Written to. Set from the start in writable pages.
@@ -84,7 +86,8 @@ impl<'a> PageTables<'a> {
     /// # Errors
     /// If there is no room for a table.
     pub fn reserve(&mut self, va: u64) -> Result<(), Error> {
-        self.below(self.root, index(va, 3)).map(drop)
+        self.below(self.root, index(va, 3), Entry::empty())
+            .map(drop)
     }
 
     /// Maps `size` bytes of whole pages in 4 KiB pages.
@@ -108,7 +111,7 @@ impl<'a> PageTables<'a> {
     fn map_one(&mut self, va: u64, pa: u64, level: u32, flags: Entry) -> Result<(), Error> {
         let mut table = self.root;
         for upper in (level + 1..4).rev() {
-            table = self.below(table, index(va, upper))?;
+            table = self.below(table, index(va, upper), flags & Entry::USER)?;
         }
         let slot = table + index(va, level) * 8;
         if self.memory.get::<u64>(slot)? != 0 {
@@ -117,16 +120,26 @@ impl<'a> PageTables<'a> {
         self.memory.put(slot, &(pa | flags.bits()))
     }
 
-    /// The table below entry `index` of `table`; a new one if there is none.
-    fn below(&mut self, table: u64, index: u64) -> Result<u64, Error> {
+    /// Shares what another top-level table has where a virtual address lies, up to 512 GiB around it.
+    ///
+    /// # Errors
+    /// If the tables are not in memory.
+    pub fn share(&mut self, other: u64, va: u64) -> Result<(), Error> {
+        let offset = index(va, 3) * 8;
+        let entry = self.memory.get::<u64>(other + offset)?;
+        self.memory.put(self.root + offset, &entry)
+    }
+
+    /// The table below entry `index` of `table`; a new one if there is none. `user`: [`Entry::USER`] if user
+    /// mode is to get through.
+    fn below(&mut self, table: u64, index: u64, user: Entry) -> Result<u64, Error> {
         let slot = table + index * 8;
-        let entry = self.memory.get::<u64>(slot)?;
-        if entry != 0 {
-            return Ok(entry & ADDRESS);
-        }
-        let new = self.frames.take(PAGE_SIZE).ok_or_else(no_room)?;
-        self.memory.put(slot, &(new | Entry::TABLE.bits()))?;
-        Ok(new)
+        let entry = match self.memory.get::<u64>(slot)? {
+            0 => self.frames.take(PAGE_SIZE).ok_or_else(no_room)? | Entry::TABLE.bits(),
+            entry => entry,
+        };
+        self.memory.put(slot, &(entry | user.bits()))?;
+        Ok(entry & ADDRESS)
     }
 }
 

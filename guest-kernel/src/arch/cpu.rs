@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use fluke_abi::boot::{Gate, KERNEL_CS, KERNEL_SS};
 
-use super::entry;
+use super::entry::{self, Stubs};
 use super::instructions::{rdmsr, wrmsr};
 
 /// User registers as a trap leaves them: pushed by the entry stub (the first fifteen), the stub or
@@ -58,6 +58,8 @@ pub struct Cpu {
     pub entry_stack: u64,
     /// Room for the user's stack pointer during `syscall` entry.
     pub scratch: u64,
+    /// How it comes from user mode in the space whose page table was loaded last, and goes back.
+    pub stubs: Stubs,
     /// Number of the CPU, equal to its APIC id.
     pub number: u32,
     /// 1 while the CPU runs user code; cleared by the entry stub once the frame is stored.
@@ -79,6 +81,8 @@ pub mod offset {
     pub const ENTRY_STACK: usize = offset_of!(Cpu, entry_stack);
     /// Of [`Cpu::scratch`].
     pub const SCRATCH: usize = offset_of!(Cpu, scratch);
+    /// Of [`Cpu::stubs`].
+    pub const STUBS: usize = offset_of!(Cpu, stubs);
     /// Of [`Cpu::in_user`].
     pub const IN_USER: usize = offset_of!(Cpu, in_user);
 }
@@ -123,8 +127,12 @@ impl Cpu {
     /// # Safety
     /// Runs once on each CPU, before anything else; the memory is the CPU's alone, for ever.
     pub unsafe fn init(memory: *mut Self, number: u32, stack: u64, ist_bytes: u64, gate: Gate) {
-        // SAFETY: the caller gives the memory; no reference to it outlives this block.
-        let cpu = unsafe { &mut *memory };
+        // SAFETY: the caller gives the memory, zeroed but for the stubs, which may not be null; no
+        // reference to it outlives this block.
+        let cpu = unsafe {
+            (&raw mut (*memory).stubs).write(Stubs::COMMON);
+            &mut *memory
+        };
         cpu.this = memory;
         cpu.number = number;
         cpu.stack = stack - ist_bytes;

@@ -5,10 +5,16 @@
 //! The stub then goes on on the stack that the scheduler named when it chose the thread, which is the
 //! only question that the models answer differently.
 //!
+//! The kernel's own space has a page table in which the image belongs to user mode, so that the kernel
+//! itself cannot run there (SMEP) nor use its data (SMAP). What is used of the image between a trap and
+//! the change of the page table, and from there to the return, is in the sections `.text.entry` and
+//! `.bss.cpu`, which stay the supervisor's: this module's stubs and table, and the CPUs' own structures.
+//!
 //! Traps from kernel mode are interrupts, of an idle CPU or at preemption level full of any kernel code,
 //! and bugs.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
+use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
 use fluke_abi::boot::{KERNEL_CS, USER_CS, USER_SS};
@@ -28,12 +34,45 @@ const EXCEPTIONS: usize = 32;
 const VECTORS: usize = SPURIOUS_VECTOR as usize + 1;
 
 /// One interrupt gate (SDM vol. 3, figure 6-8).
+#[unsafe(link_section = ".bss.cpu")]
 static IDT: [[AtomicU64; 2]; VECTORS] = [const { [const { AtomicU64::new(0) }; 2] }; VECTORS];
 
-/// Fills the interrupt descriptor table; once, on the first CPU.
-pub fn init() {
+/// Physical address of the page table of no space.
+#[unsafe(link_section = ".bss.cpu")]
+static PAGE_TABLE: AtomicU64 = AtomicU64::new(0);
+/// The same of the kernel's own space.
+#[unsafe(link_section = ".bss.cpu")]
+static OWN_PAGE_TABLE: AtomicU64 = AtomicU64::new(0);
+
+/// How a CPU comes from user mode and goes back.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Stubs {
+    /// Where [`enter`] goes on: has the kernel's page table loaded, and is [`boundary::trap`].
+    trap: unsafe extern "C" fn() -> !,
+    /// Where [`leave`] goes.
+    leave: unsafe extern "C" fn() -> !,
+}
+
+impl Stubs {
+    /// In a space whose page table the kernel can use too.
+    pub const COMMON: Self = Self {
+        trap: boundary::trap,
+        leave: leave_to_user,
+    };
+    /// In the kernel's own space.
+    pub const OWN: Self = Self {
+        trap: trap_in_own_space,
+        leave: leave_to_own_space,
+    };
+}
+
+/// Fills the interrupt descriptor table, and keeps the page tables of no space and of the kernel's own.
+pub fn init(page_table: u64, own_page_table: u64) {
     use core::sync::atomic::Ordering::Relaxed;
-    let stubs = exception_stubs as *const () as u64;
+    PAGE_TABLE.store(page_table, Relaxed);
+    OWN_PAGE_TABLE.store(own_page_table, Relaxed);
+    let stubs = (exception_stubs as *const () as u64).next_multiple_of(STUB_BYTES as u64);
     let gate = |vector: usize, address: u64, ist: u64| {
         let low = address & 0xffff
             | u64::from(KERNEL_CS) << 16
@@ -67,6 +106,7 @@ const STUB_BYTES: usize = 16;
 /// One stub for each exception: makes the frame uniform by an error code of 0 where the CPU pushes
 /// none, and adds the vector.
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn exception_stubs() {
     naked_asm!(
         ".set vector, 0",
@@ -80,7 +120,7 @@ unsafe extern "C" fn exception_stubs() {
         ".byte 0xe9",
         // NMI, double fault and machine check come on stacks of their own: no thread's frame.
         ".if vector == 2 || vector == 8 || vector == 18",
-        ".long {from_kernel} - . - 4",
+        ".long {from_anywhere} - . - 4",
         ".else",
         ".long {trap} - . - 4",
         ".endif",
@@ -89,7 +129,7 @@ unsafe extern "C" fn exception_stubs() {
         exceptions = const EXCEPTIONS,
         stub_bytes = const STUB_BYTES,
         trap = sym trap,
-        from_kernel = sym from_kernel,
+        from_anywhere = sym from_anywhere,
     );
 }
 
@@ -99,6 +139,7 @@ unsafe extern "C" fn exception_stubs() {
 macro_rules! interrupt {
     ($name:ident, $vector:expr) => {
         #[unsafe(naked)]
+        #[unsafe(link_section = ".text.entry")]
         unsafe extern "C" fn $name() {
             naked_asm!(
                 "test dword ptr [rsp + 16], {interrupts}",
@@ -119,12 +160,14 @@ interrupt!(timer, TIMER_VECTOR);
 interrupt!(kick, KICK_VECTOR);
 
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn spurious() {
     naked_asm!("iretq");
 }
 
 /// Common part: `rsp` points to vector, error code, and what the CPU pushed.
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn trap() {
     naked_asm!(
         "test byte ptr [rsp + 24], 3",
@@ -151,6 +194,7 @@ unsafe extern "C" fn trap() {
 /// # Safety
 /// Only the CPU goes here, from user mode.
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 pub unsafe extern "C" fn syscall_entry() {
     naked_asm!(
         "swapgs",
@@ -186,6 +230,7 @@ pub unsafe extern "C" fn syscall_entry() {
 
 /// Stores the remaining registers and runs the kernel.
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn enter() {
     naked_asm!(
         "push rbx",
@@ -199,10 +244,23 @@ unsafe extern "C" fn enter() {
         // From here on other CPUs may use the frame.
         "mov dword ptr gs:[{in_user}], 0",
         "xor ebp, ebp",
-        "call {trap}",
+        "call qword ptr gs:[{trap}]",
         "ud2",
         entry_stack = const offset::ENTRY_STACK,
         in_user = const offset::IN_USER,
+        trap = const offset::STUBS + offset_of!(Stubs, trap),
+    );
+}
+
+/// From the kernel's own space, whose page table is still loaded.
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn trap_in_own_space() -> ! {
+    naked_asm!(
+        "mov rax, [rip + {page_table}]",
+        "mov cr3, rax",
+        "jmp {trap}",
+        page_table = sym PAGE_TABLE,
         trap = sym boundary::trap,
     );
 }
@@ -212,8 +270,30 @@ unsafe extern "C" fn enter() {
 /// # Safety
 /// The CPU's frame must be that of its current thread, the spin lock free, `in_user` set, and
 /// nothing on the stack of any further use.
+#[inline]
+pub unsafe fn leave() -> ! {
+    // SAFETY: the caller's. The stub is that of the space whose page table was loaded last.
+    unsafe {
+        asm!("jmp qword ptr gs:[{}]", const offset::STUBS + offset_of!(Stubs, leave), options(noreturn))
+    }
+}
+
+/// As [`leave`], to the kernel's own space.
 #[unsafe(naked)]
-pub unsafe extern "C" fn leave() -> ! {
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn leave_to_own_space() -> ! {
+    naked_asm!(
+        "mov rax, [rip + {page_table}]",
+        "mov cr3, rax",
+        "jmp {leave}",
+        page_table = sym OWN_PAGE_TABLE,
+        leave = sym leave_to_user,
+    );
+}
+
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn leave_to_user() -> ! {
     naked_asm!(
         "mov rsp, gs:[{frame}]",
         "pop r15",
@@ -238,8 +318,24 @@ pub unsafe extern "C" fn leave() -> ! {
     );
 }
 
+/// A trap that comes on a stack of its own, whatever page table is loaded. None is expected.
+#[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
+unsafe extern "C" fn from_anywhere() {
+    naked_asm!(
+        "push rax",
+        "mov rax, [rip + {page_table}]",
+        "mov cr3, rax",
+        "pop rax",
+        "jmp {from_kernel}",
+        page_table = sym PAGE_TABLE,
+        from_kernel = sym from_kernel,
+    );
+}
+
 /// A trap from kernel mode: an interrupt returns; anything else is a bug.
 #[unsafe(naked)]
+#[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn from_kernel() {
     naked_asm!(
         "push rax",

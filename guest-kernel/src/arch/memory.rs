@@ -76,13 +76,6 @@ pub fn copy_to(from: &[u8], physical: u64) {
     unsafe { direct::<u8>(physical).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
 }
 
-/// Bytes of physical memory within a page, to be printed.
-#[inline]
-pub fn bytes(physical: u64, len: usize) -> &'static [u8] {
-    // SAFETY: as in `read_word`. Racing writers can change what is printed, nothing else.
-    unsafe { core::slice::from_raw_parts(direct(physical), len) }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     /// Bytes of pretended physical memory, one run for each test thread.

@@ -1,15 +1,13 @@
-//! What Fluke leaves to servers that do not exist yet: clock, console, the end.
+//! What Fluke leaves to servers that do not exist yet: clock, the end; and what drivers need.
 
 use fluke_abi::code::Insanity;
 use fluke_abi::port;
-use fluke_abi::state::Prot;
 
 use crate::arch::cpu::Cpu;
-use crate::arch::instructions::{out_bytes, out32};
-use crate::arch::memory;
+use crate::arch::instructions::out32;
 use crate::call::{Call, Done};
 use crate::lock::scheduler;
-use crate::mm::access::within_page;
+use crate::pseudo;
 
 /// Trivial.
 pub fn clock_read(call: &mut Call) -> Done {
@@ -23,23 +21,11 @@ pub fn cpu_self(call: &mut Call) -> Done {
     call.complete(number.into())
 }
 
-/// Commit point: after each page, when both parameters have moved on. The rest is called for from
-/// user mode, so that long text keeps nobody waiting.
-pub fn console_write(call: &mut Call) -> Done {
-    let (text, size) = (call.argument(0), call.argument(1));
-    if size == 0 {
-        return call.complete(0);
-    }
-    let physical = call.translate(text, Prot::READ)?;
-    let len = within_page(text, size);
-    out_bytes(port::CONSOLE, memory::bytes(physical, len as usize));
-    call.set_argument(0, text.wrapping_add(len));
-    call.set_argument(1, size - len);
-    if size == len {
-        return call.complete(0);
-    }
-    call.call_again();
-    Ok(())
+/// Commit point: the function.
+pub fn supervisor_call(call: &mut Call) -> Done {
+    let (function, argument) = (call.argument(0), call.argument(1));
+    let result = pseudo::call(call, function, argument)?;
+    call.complete(result)
 }
 
 /// Commit point: the write.

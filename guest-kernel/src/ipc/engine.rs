@@ -440,6 +440,11 @@ fn wait_receive(call: &mut Call) -> Done {
     }
     let stage = kernel.threads[client].entry().and_then(stage_of);
     match stage {
+        // A client could keep a driver waiting.
+        Some((Stage::Connect, _)) if kernel.is_own(id) => {
+            kernel.finish_other(client, Status::ConnectInvalidDest);
+            Ok(())
+        }
         Some((Stage::Connect, Some(next))) => {
             kernel.unqueue(client, Wait::Port(port));
             kernel.connect(client, id);

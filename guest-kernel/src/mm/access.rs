@@ -1,6 +1,6 @@
 //! How the kernel reaches the memory of a thread: page by page, through the direct map.
 
-use fluke_abi::layout::PAGE_SIZE;
+use fluke_abi::layout::{KERNEL_IMAGE, PAGE_SIZE, VM_MAX};
 use fluke_abi::state::Prot;
 
 use super::{Fault, page_table};
@@ -32,7 +32,7 @@ impl Kernel {
         let Some(space) = self.threads[id].space else {
             return Err(nowhere);
         };
-        if address >= fluke_abi::layout::VM_MAX {
+        if address >= VM_MAX && !(address >= KERNEL_IMAGE && space == self.own_space) {
             return Err(nowhere);
         }
         let Some(table) = self.spaces.get(space).map(|space| space.page_table) else {

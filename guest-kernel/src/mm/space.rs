@@ -33,7 +33,7 @@ pub struct Space {
 
 impl Space {
     /// A space without a page table.
-    fn new(hash: u64) -> Self {
+    pub fn new(hash: u64) -> Self {
         Self {
             header: Header::new(hash),
             page_table: 0,

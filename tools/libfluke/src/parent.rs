@@ -4,7 +4,7 @@
 //! is also the keeper of the program's space, so the kernel's exception messages arrive there too;
 //! they start with [`fluke_abi::ipc::EXCEPTION_MAGIC`].
 
-use crate::{rpc, startup, sys};
+use crate::{console, rpc, startup, sys};
 
 /// `[EXIT, status]`: the program has ended. Never answered.
 pub const EXIT: u64 = 1;
@@ -18,12 +18,19 @@ pub const STATUS_NO_MEMORY: u64 = 125;
 /// Exit status when a thread of the program raised an exception that nobody handles.
 pub const STATUS_EXCEPTION: u64 = 126;
 
+/// Ends the machine, when all is printed. Only for the root program.
+pub fn exit_machine(status: u64) -> ! {
+    console::flush();
+    // SAFETY: the call has no pointers.
+    unsafe { sys::machine_exit(status) };
+    crate::thread::sleep_forever()
+}
+
 /// Ends the program. The root program's end is the machine's.
 pub fn exit(status: u64) -> ! {
     if let Some(startup) = startup::try_startup() {
         if startup.is_root == 1 {
-            // SAFETY: the call has no pointers.
-            unsafe { sys::machine_exit(status) };
+            exit_machine(status);
         } else {
             let _ = rpc::call(&startup.parent, &[EXIT, status], &mut [0; 2]);
         }

@@ -291,8 +291,10 @@ impl Child {
         startup.thread.create()?;
         startup.space.create()?;
         startup.parent.create()?;
+        startup.console.create()?;
         startup.space.copy_from(child.space);
         startup.parent.copy_from(spec.parent);
+        startup.console.copy_from(&startup::startup().console);
 
         let own = own_heap()?;
         child.memory.push((page, PAGE_SIZE));

@@ -9,7 +9,7 @@ use fluke_abi::object::OBJECT_SIZE;
 use crate::heap::HEAP;
 use crate::object::{Ref, Target, Task};
 use crate::startup::{self, STARTUP_MAGIC, Startup};
-use crate::{parent, sys};
+use crate::{console, parent};
 
 global_asm!(
     ".globl _start",
@@ -55,7 +55,7 @@ fn root_startup() -> &'static Startup {
         let block = &raw mut BLOCK;
         let block = &mut *block;
         if info.magic != BOOT_MAGIC || info.abi_version != fluke_abi::ABI_VERSION {
-            sys::machine_exit(parent::STATUS_PANIC);
+            fail("the host was built for another ABI", parent::STATUS_PANIC);
         }
         block.magic = STARTUP_MAGIC;
         block.abi_version = info.abi_version;
@@ -64,11 +64,21 @@ fn root_startup() -> &'static Startup {
         block.tsc_khz = info.tsc_khz;
         block.heap_start = ROOT_MEMORY;
         block.heap_size = info.memory_size;
-        if block.space.create().is_err() {
-            sys::machine_exit(parent::STATUS_NO_MEMORY);
+        if block.space.create().is_err() || block.console.create().is_err() {
+            fail(
+                "the kernel has no room for its references",
+                parent::STATUS_NO_MEMORY,
+            );
         }
         let task = &*((ROOT_OBJECTS + OBJECT_SIZE) as *const Task);
         task.point(&block.space as &Ref);
+        block.console.copy_from(console::of_root());
         block
     }
+}
+
+/// Ends the machine before the root program has begun.
+fn fail(why: &str, status: u64) -> ! {
+    crate::println!("root: cannot start: {why}");
+    parent::exit_machine(status)
 }

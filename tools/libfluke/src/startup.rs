@@ -105,6 +105,8 @@ pub struct Startup {
     pub space: Ref,
     /// Link to the parent's port, see [`crate::parent`].
     pub parent: Ref,
+    /// Link to the console's port, see [`crate::console`].
+    pub console: Ref,
     /// Files.
     pub files: [File; FILES_MAX],
     /// The program's name and arguments, each ended by a NUL.
@@ -116,7 +118,8 @@ const _: () = assert!(size_of::<Startup>() == PAGE_SIZE as usize);
 const _: () = assert!(offset_of!(Startup, thread) == 96);
 const _: () = assert!(offset_of!(Startup, space) == 128);
 const _: () = assert!(offset_of!(Startup, parent) == 160);
-const _: () = assert!(offset_of!(Startup, files) == 192);
+const _: () = assert!(offset_of!(Startup, console) == 192);
+const _: () = assert!(offset_of!(Startup, files) == 224);
 
 impl Startup {
     /// A block with nothing in it: all zero, so that it takes no room in an image.
@@ -137,6 +140,7 @@ impl Startup {
             thread: Thread::new(),
             space: Ref::new(),
             parent: Ref::new(),
+            console: Ref::new(),
             files: [File::NONE; FILES_MAX],
             args: [0; ARGS_BYTES],
         }

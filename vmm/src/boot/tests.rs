@@ -17,7 +17,7 @@ fn machine(gate: Gate) -> MachineInfo {
 }
 
 /// Lays out each embedded kernel; none is embedded with `FLUKEVM_GUESTS=skip`.
-fn for_each_kernel(test: impl Fn(&Memory, &Entrance, &BootInfo, &ImageInfo)) {
+fn for_each_kernel(test: impl Fn(&Memory, &Entrance, &BootInfo, &Elf, &ImageInfo)) {
     for name in embedded().0 {
         let kernel = image::kernel(name).unwrap();
         let root = image::program("root").unwrap();
@@ -39,14 +39,14 @@ fn for_each_kernel(test: impl Fn(&Memory, &Entrance, &BootInfo, &ImageInfo)) {
         let memory = Memory::new(64 * MIB).unwrap();
         let at = fluke(&memory, &machine(Gate::Ud2), &guest).unwrap();
         let info = memory.get::<BootInfo>(at.rsi - DIRECT_MAP).unwrap();
-        let (_, image) = image::check_kernel(name, kernel).unwrap();
-        test(&memory, &at, &info, &image);
+        let (elf, image) = image::check_kernel(name, kernel).unwrap();
+        test(&memory, &at, &info, &elf, &image);
     }
 }
 
 #[test]
 fn no_frame_has_two_owners() {
-    for_each_kernel(|memory, _, info, _| {
+    for_each_kernel(|memory, _, info, _, _| {
         let mut extents: Vec<(u64, u64)> = info.segments[..info.segment_count as usize]
             .iter()
             .map(|s| (s.start, s.size))
@@ -54,7 +54,10 @@ fn no_frame_has_two_owners() {
                 (info.pool.start, info.pool.size),
                 (info.stats.start, info.stats.size),
             ])
-            .chain([(info.gate_page, PAGE_SIZE), (info.page_table, PAGE_SIZE)])
+            .chain(
+                [info.gate_page, info.page_table, info.own_page_table]
+                    .map(|page| (page, PAGE_SIZE)),
+            )
             .collect();
         extents.sort_unstable();
         for pair in extents.windows(2) {
@@ -68,30 +71,64 @@ fn no_frame_has_two_owners() {
 }
 
 #[test]
-fn the_kernel_has_no_page_that_is_writable_and_executable_or_aliased() {
-    for_each_kernel(|memory, _, info, _| {
+fn the_kernel_has_no_page_that_is_writable_and_executable_or_an_alias_that_is() {
+    for_each_kernel(|memory, _, info, _, _| {
         let walk = |va| translate(memory, info.page_table, va);
         let mut kernel = 0;
         for pa in (0..memory.size()).step_by(PAGE_SIZE as usize) {
             let direct = walk(DIRECT_MAP + pa);
+            let image = walk(KERNEL_IMAGE + pa);
             if let Some(Translation { pa: to, flags, .. }) = direct {
                 assert_eq!(to, pa);
-                assert!(flags.contains(Entry::NO_EXECUTE | Entry::WRITE));
+                assert!(flags.contains(Entry::NO_EXECUTE));
+                assert!(!flags.contains(Entry::USER));
             }
-            if let Some(Translation { pa: to, flags, .. }) = walk(KERNEL_IMAGE + pa) {
-                kernel += 1;
-                assert_eq!(to, pa);
-                assert!(flags.contains(Entry::NO_EXECUTE) || !flags.contains(Entry::WRITE));
-                assert_eq!(direct, None, "a second way to {pa:#x}");
-            }
+            let Some(Translation { pa: to, flags, .. }) = image else {
+                continue;
+            };
+            kernel += 1;
+            assert_eq!(to, pa);
+            assert!(!flags.contains(Entry::USER | Entry::GLOBAL));
+            assert!(flags.contains(Entry::NO_EXECUTE) || !flags.contains(Entry::WRITE));
+            // Text has no alias at all.
+            assert!(direct.is_none() || direct == image, "{pa:#x}");
+            assert!(direct.is_none() || flags.contains(Entry::NO_EXECUTE));
         }
         assert!(kernel > 0);
     });
 }
 
 #[test]
+fn user_mode_in_the_kernels_own_space_has_the_image_but_what_a_trap_needs() {
+    for_each_kernel(|memory, at, info, elf, _| {
+        let common = |va| translate(memory, info.page_table, va);
+        let own = |va| translate(memory, info.own_page_table, va);
+        let mut kinds = [0; 2];
+        for segment in &elf.segments {
+            let (start, size) = segment.pages();
+            for va in (start..start + size).step_by(PAGE_SIZE as usize) {
+                let (common, own) = (common(va).unwrap(), own(va).unwrap());
+                let user = own.flags.contains(Entry::USER);
+                assert_eq!(user, !segment.supervisor, "{va:#x}");
+                assert_eq!(own.flags.difference(Entry::USER), common.flags);
+                assert_eq!(own.pa, common.pa);
+                kinds[usize::from(user)] += 1;
+            }
+        }
+        assert!(kinds.iter().all(|&pages| pages > 1), "{kinds:?}");
+        for va in [DIRECT_MAP, at.stack - PAGE_SIZE, at.rsi] {
+            assert!(common(va).is_some_and(|page| !page.flags.contains(Entry::USER)));
+            assert_eq!(own(va), common(va));
+        }
+        let gate = own(GATE).unwrap();
+        assert!(gate.pa == info.gate_page && gate.flags.contains(Entry::USER));
+        assert!(!gate.flags.contains(Entry::WRITE));
+    });
+}
+
+#[test]
 fn stacks_have_guards_and_memory_of_their_own() {
-    for_each_kernel(|memory, at, info, image| {
+    for_each_kernel(|memory, at, info, _, image| {
         let mut frames = std::collections::HashSet::new();
         assert!(info.stacks >= CPUS);
         assert_eq!(info.stacks > CPUS, image.stack_per_thread != 0);
@@ -113,7 +150,7 @@ fn stacks_have_guards_and_memory_of_their_own() {
 
 #[test]
 fn the_root_program_finds_its_arguments_and_modules() {
-    for_each_kernel(|memory, _, info, _| {
+    for_each_kernel(|memory, _, info, _, _| {
         let segments = &info.segments[..info.segment_count as usize];
         let physical = |va: u64| {
             let s = segments

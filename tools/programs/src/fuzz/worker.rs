@@ -72,7 +72,6 @@ fn parameter(row: &Row, name: &str, ty: &str, arena: &Arena, random: &mut Random
         // The caller must find its way back, because an exception that it does not handle itself ends
         // the program. And nobody wants to read it all.
         Some(thread_disable_exceptions | thread_set_handlers) if name == "cur_thread" => 0x1000,
-        Some(console_write) => 0x1000,
         Some(thread_set_saved_state | thread_return_from_exception) => 0x1000,
         Some(thread_sleep) => random.one_of(&[0, 1, u64::MAX]),
         _ if name == "cur_thread" => random.one_of(&[0, 0, 0, 0x1000]),
