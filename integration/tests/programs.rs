@@ -160,6 +160,22 @@ fn cases() -> Vec<Case> {
             &["badptr: page fault writing 0x", ": no memory there\n"],
         ),
         Case::new(
+            "badptr-kernel",
+            End::Exited(126),
+            &["badptr: page fault reading 0xffffffff80200000 at rip 0x"],
+        ),
+        Case::new(
+            "badptr-enter",
+            End::Exited(126),
+            &["badptr: page fault executing 0xffffffff80200000 at rip 0xffffffff80200000"],
+        ),
+        Case::new(
+            "badptr-supervisor",
+            End::Exited(126),
+            &["badptr: misuse of an entry point at rip 0x4000000: insanity NotKernel\n"],
+        ),
+        console(),
+        Case::new(
             "panics",
             End::Exited(101),
             &[
@@ -215,6 +231,31 @@ fn cases() -> Vec<Case> {
             &["nest 1: p: page fault writing "],
         ),
     ]
+}
+
+/// Lines of threads that are destroyed and made again while they print: each once, whole, in order.
+fn console() -> Case {
+    let mut case = Case::new(
+        "console",
+        End::Exited(0),
+        &[
+            "cut off\nabc\ncut off\n",
+            "console: inside a connection\n",
+            "console: ok\n",
+        ],
+    );
+    case.check = |text| {
+        for printer in 0..3 {
+            let end = format!(" of {printer}");
+            let lines = text.lines().filter(|line| line.ends_with(&end));
+            let expected = (0..6).map(|n| format!("line {n}{end}"));
+            if !lines.eq(expected) {
+                return Err(format!("not each line once and in order: {end}"));
+            }
+        }
+        Ok(())
+    };
+    case
 }
 
 /// Runs a built-in program below levels of `nest`, as the file `p`.

@@ -9,13 +9,14 @@
 //! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
-//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`preempt`], [`stress`], [`unmake`] | tests |
+//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
 
 extern crate alloc;
 
 pub mod badptr;
 pub mod calls;
+pub mod console;
 pub mod exhaust;
 pub mod fuzz;
 pub mod handler;
