@@ -101,13 +101,17 @@ pub fn handlers() -> Handlers {
 
 /// Makes the handlers those of the calling thread.
 pub fn install() {
-    let thread = thread::current() as *mut Thread;
+    set(thread::current() as *mut Thread, handlers());
+}
+
+/// Gives the calling thread handlers, and enables exceptions.
+pub fn set(thread: *mut Thread, handlers: Handlers) {
     let Handlers {
         trap,
         interrupt,
         client_alert,
         server_alert,
-    } = handlers();
+    } = handlers;
     // SAFETY: the handlers keep to what the kernel expects of them.
     unsafe {
         sys::thread_set_handlers(thread, trap, interrupt, client_alert, server_alert);
@@ -145,6 +149,11 @@ pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
         );
     }
     result
+}
+
+/// Result of a call that raised that exception.
+pub const fn result(code: u64, subcode: u64) -> u64 {
+    RAISED | (code & 0xffff) << 32 | subcode & 0xffff_ffff
 }
 
 /// The exception's code and subcode, if the result of a call says that there was one.

@@ -9,21 +9,24 @@
 //! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`calls`] | short calls, to count their instructions |
-//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
+//! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`faults`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
 
 extern crate alloc;
 
 pub mod badptr;
+pub mod caller;
 pub mod calls;
 pub mod console;
 pub mod exhaust;
+pub mod faults;
 pub mod fuzz;
 pub mod handler;
 pub mod hello;
 pub mod nest;
 pub mod panics;
 pub mod preempt;
+pub mod resume;
 pub mod root;
 pub mod schedulers;
 pub mod sha256tree;

@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fluke_abi::code::{Exception, Insanity, Status, Wakeup};
 use fluke_abi::entry::Entry;
-use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, PAGE_SIZE};
 use fluke_abi::state::ThreadFlags;
 use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Target, Task, Thread};
@@ -15,80 +14,17 @@ use libfluke::space::{Export, READ_WRITE};
 use libfluke::startup::startup;
 use libfluke::{println, thread};
 
+use crate::caller::{Call, Caller, End, NAP_NS, eventually, plain};
 use crate::handler;
 
-/// How long a thread gets to fall asleep, and to wake.
-const NAP_NS: u64 = 10_000_000;
-/// How often to look whether it has.
-const LOOKS: u64 = 200;
 /// Words of a message that no receiver here has room for.
 const MANY: u64 = 512;
 /// Words that every receiver has room for.
 const FEW: u64 = 4;
-/// Result of a call that is not done.
-const PENDING: u64 = u64::MAX;
 /// Addresses that nothing else uses: exported, and empty.
 const EMPTY: u64 = 0x31_0000_0000;
 /// Where they are mapped.
 const VIEW: u64 = 0x32_0000_0000;
-
-/// A call: entry point and parameter registers.
-type Call = (Entry, [u64; 9]);
-
-/// How a call ends.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum End {
-    Status(Status),
-    Insanity(Insanity),
-    Exception(Exception),
-    /// It does not.
-    Hangs,
-    Other(u64),
-}
-
-impl End {
-    fn of(result: u64) -> Self {
-        match handler::raised(result) {
-            _ if result == PENDING => Self::Hangs,
-            Some((code, subcode)) if code == Exception::Insanity as u64 => {
-                Insanity::from_number(subcode).map_or(Self::Other(result), Self::Insanity)
-            }
-            Some((code, _)) => {
-                Exception::from_number(code).map_or(Self::Other(result), Self::Exception)
-            }
-            None => CallWord(result)
-                .status()
-                .map_or(Self::Other(result), Self::Status),
-        }
-    }
-}
-
-/// A thread that makes calls, the last of which is looked at, and then sleeps.
-struct Caller {
-    thread: &'static Thread,
-    /// Calls that it has begun.
-    begun: &'static AtomicU64,
-    result: &'static AtomicU64,
-    last: Entry,
-}
-
-/// Waits for something to come true.
-fn eventually(mut what: impl FnMut() -> bool) -> bool {
-    (0..LOOKS).any(|_| {
-        let is = what();
-        if !is {
-            thread::sleep(NAP_NS);
-        }
-        is
-    })
-}
-
-/// Parameters of a call without messages.
-fn plain(entry: Entry, parameters: &[u64]) -> Call {
-    let mut registers = [0; 9];
-    registers[..parameters.len()].copy_from_slice(parameters);
-    (entry, registers)
-}
 
 /// A call with messages of so many words.
 fn message(entry: Entry, to: u64, send: u64, receive: u64) -> Call {
@@ -100,72 +36,6 @@ fn message(entry: Entry, to: u64, send: u64, receive: u64) -> Call {
 fn serve(pset: &Pset, room: u64, then: Option<Call>) -> Vec<Call> {
     let wait = message(Entry::ipc_setup_wait_receive, pset.handle() as u64, 0, room);
     [Some(wait), then].into_iter().flatten().collect()
-}
-
-impl Caller {
-    fn new(calls: Vec<Call>) -> Result<Self, Status> {
-        let result: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(PENDING)));
-        let begun: &'static AtomicU64 = Box::leak(Box::default());
-        let last = calls.last().map_or(Entry::thread_self, |(entry, _)| *entry);
-        let handle = thread::spawn(move || {
-            handler::install();
-            let mut end = PENDING;
-            for (entry, registers) in calls {
-                begun.fetch_add(1, Relaxed);
-                // SAFETY: what the kernel writes lands in buffers that are leaked.
-                end = unsafe { handler::call(entry as u64, registers) };
-            }
-            result.store(end, Relaxed);
-            thread::sleep_forever();
-        })?;
-        Ok(Self {
-            thread: handle.thread(),
-            begun,
-            result,
-            last,
-        })
-    }
-
-    /// Waits until it sleeps in its last call, or what that turns into: stops it each time, and lets it go
-    /// on.
-    fn asleep_in(&self, now: Entry) -> bool {
-        for _ in 0..LOOKS {
-            thread::sleep(NAP_NS);
-            let mut state = self.thread.state(None);
-            let at = Entry::from_number(CallWord(state.registers.rax).number());
-            state.flags &= !ThreadFlags::STOPPED.bits();
-            // SAFETY: the state is the thread's own.
-            unsafe { self.thread.set_state(Some(&state), None, None, None) };
-            if state.registers.rip == GATE && at == Some(now) {
-                thread::sleep(NAP_NS);
-                return true;
-            }
-        }
-        false
-    }
-
-    fn asleep(&self) -> bool {
-        self.asleep_in(self.last)
-    }
-
-    /// Waits until it has let go of a mutex, which it locks in its first call, to sleep in `cond_wait`. To
-    /// stop it would end that.
-    fn asleep_without(&self, mutex: &Mutex) -> bool {
-        let begun = eventually(|| self.begun.load(Relaxed) > 1);
-        mutex.lock();
-        mutex.unlock();
-        begun
-    }
-
-    /// How its last call ended.
-    fn end(&self) -> End {
-        eventually(|| self.result.load(Relaxed) != PENDING);
-        End::of(self.result.load(Relaxed))
-    }
-
-    fn destroy(self) {
-        self.thread.stop_and_destroy();
-    }
 }
 
 #[derive(Default)]
