@@ -194,7 +194,11 @@ fn cases() -> Vec<Case> {
         Case::new("preempt", End::Exited(0), &[" messages, 0 errors\n"]),
         Case::new("schedulers", End::Exited(0), &["schedulers: ok\n"]),
         Case::new("unmake", End::Exited(0), &["unmake: 47 checks, 0 failed\n"]),
-        Case::new("faults", End::Exited(0), &["faults: 499 checks, 0 failed\n"]),
+        Case::new(
+            "faults",
+            End::Exited(0),
+            &["faults: 499 checks, 0 failed\n"],
+        ),
         // In all configurations more than 20,000 calls.
         Case::new(
             "fuzz",
