@@ -199,6 +199,26 @@ fn cases() -> Vec<Case> {
             End::Exited(0),
             &["faults: 499 checks, 0 failed\n"],
         ),
+        Case::new(
+            "faults-soft",
+            End::Exited(0),
+            &["faults: 119 checks, 0 failed\n"],
+        ),
+        Case::new(
+            "faults-hard",
+            End::Exited(0),
+            &["faults: 119 checks, 0 failed\n"],
+        ),
+        Case::new(
+            "faults-orphan",
+            End::Exited(0),
+            &["faults: 119 checks, 0 failed\n"],
+        ),
+        Case::new(
+            "faults-waits",
+            End::Exited(0),
+            &["faults: 353 checks, 0 failed\n"],
+        ),
         // In all configurations more than 20,000 calls.
         Case::new(
             "fuzz",
