@@ -101,11 +101,12 @@ pub fn handlers() -> Handlers {
 
 /// Makes the handlers those of the calling thread.
 pub fn install() {
-    set(thread::current() as *mut Thread, handlers());
+    set(handlers());
 }
 
 /// Gives the calling thread handlers, and enables exceptions.
-pub fn set(thread: *mut Thread, handlers: Handlers) {
+pub fn set(handlers: Handlers) {
+    let thread = thread::current() as *mut Thread;
     let Handlers {
         trap,
         interrupt,

@@ -10,9 +10,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use fluke_abi::code::Exception;
 use fluke_abi::entry::Entry;
 use fluke_abi::layout::{GATE, GATE_DONE};
-use fluke_abi::object::Thread;
 use fluke_abi::state::{Handlers, SavedState};
-use libfluke::{sys, thread};
+use libfluke::sys;
 
 use crate::handler;
 
@@ -107,5 +106,5 @@ pub fn handlers() -> Handlers {
 
 /// Makes the handlers those of the calling thread.
 pub fn install() {
-    handler::set(thread::current() as *mut Thread, handlers());
+    handler::set(handlers());
 }

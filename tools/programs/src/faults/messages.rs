@@ -347,7 +347,7 @@ impl Bench {
             unsafe {
                 caller
                     .thread()
-                    .set_state(Some(&state), None, as_server, as_client)
+                    .set_state(Some(&state), None, as_server, as_client);
             };
             self.link.destroy();
         }

@@ -435,12 +435,12 @@ impl Bench {
                 unsafe { sys::thread_get_saved_state(null_mut(), &raw mut saved) };
                 seen.extend([saved.rax, saved.rcx, saved.rdx, saved.rip, saved.rflags]);
             }
-            // SAFETY: the calls have no parameters.
             Some(Entry::thread_set_client) => {
+                // SAFETY: the call has no parameters.
                 seen.push(unsafe { sys::ipc_server_disconnect() });
             }
-            // SAFETY: as above.
             Some(Entry::thread_set_server) => {
+                // SAFETY: the call has no parameters.
                 seen.push(unsafe { sys::ipc_client_disconnect() });
             }
             _ => {}
