@@ -86,12 +86,14 @@ pub struct BootInfo {
     pub stacks: u32,
     /// Whether the kernel has preemption points: 1 for preemption level `partial`, 0 for `none`.
     pub preemption_points: u32,
-    /// Room, zero.
-    pub reserved: u32,
+    /// Whether the machine has a store, [`crate::store`]: 1 or 0.
+    pub store: u32,
     /// Frequency of the time-stamp counter, kHz.
     pub tsc_khz: u64,
     /// Frequency of the local APIC timer at divide by 1, kHz.
     pub apic_timer_khz: u64,
+    /// What the clock shows at first, nanoseconds: it goes on from a checkpoint that is restored.
+    pub clock: u64,
     /// All memory of the machine, bytes; it starts at physical address 0.
     pub memory_size: u64,
     /// Physical address of the top-level page table that every CPU starts with. Its upper half

@@ -15,6 +15,8 @@ use crate::object::OBJECT_SIZE;
 pub enum Driver {
     /// Prints. A message is a count of bytes, in a word, and that much text.
     Console = 0,
+    /// Reads and writes a file on the host, see [`crate::store`].
+    Store = 1,
 }
 
 impl Driver {
@@ -26,4 +28,4 @@ impl Driver {
 }
 
 /// Most words of a message to a driver; a longer one is cut.
-pub const MESSAGE_WORDS: usize = 512;
+pub const MESSAGE_WORDS: usize = 3 + crate::store::TRANSFER_MAX as usize / 8;

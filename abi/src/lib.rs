@@ -14,6 +14,7 @@
 //! * [`port`]: the I/O ports of the machine.
 //! * [`driver`]: the kernel's own drivers, and what they understand.
 //! * [`stats`]: counters that the kernel keeps for the host.
+//! * [`store`]: requests to the file on the host.
 //!
 //! The crate has no code of its own beyond accessors, and builds without `std`.
 #![no_std]
@@ -29,6 +30,7 @@ pub mod object;
 pub mod port;
 pub mod state;
 pub mod stats;
+pub mod store;
 
 /// Version of everything in this crate. A kernel, a program and a host work together only if
 /// they carry the same one.

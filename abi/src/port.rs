@@ -1,5 +1,7 @@
 //! I/O ports of the machine. Only the kernel can reach them.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// First port of the console, a 16550 serial port; a byte written to it is printed.
 pub const CONSOLE: u16 = 0x3f8;
 /// Number of console ports.
@@ -10,6 +12,29 @@ pub const KERNEL_LOG: u16 = 0xe9;
 pub const EXIT: u16 = 0xf4;
 /// Kernel event: a 32-bit write of an [`Event`] number.
 pub const EVENT: u16 = 0xf8;
+
+/// Store: a 32-bit write of the physical address of a [`StoreBlock`] makes the request in it.
+pub const STORE: u16 = 0x600;
+
+/// A request to the store, and its answer, as the host reads and writes them ([`crate::store`]).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct StoreBlock {
+    /// Which request.
+    pub request: u64,
+    /// Offset in the file, bytes.
+    pub offset: u64,
+    /// Bytes to be read or written, or of the file.
+    pub size: u64,
+    /// Physical address of the bytes.
+    pub address: u64,
+    /// Out: number of the [`crate::store::Answer`].
+    pub answer: u64,
+    /// Out: bytes read.
+    pub done: u64,
+}
 
 /// What the kernel tells the host through [`EVENT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! Time: nanoseconds since boot, from the time-stamp counter.
+//! Time: nanoseconds since boot, or since that of a machine whose checkpoint goes on here, from the
+//! time-stamp counter.
 
 use crate::arch::instructions::rdtsc;
 
@@ -6,6 +7,8 @@ use crate::arch::instructions::rdtsc;
 #[derive(Clone, Copy)]
 pub struct Clock {
     start: u64,
+    /// Nanoseconds at the start.
+    first: u64,
     /// Nanoseconds per counter tick, times 2^32.
     ns_per_tick: u64,
     /// Timer ticks per nanosecond, times 2^32.
@@ -13,10 +16,11 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts now. Frequencies in kHz.
-    pub fn new(tsc_khz: u64, timer_khz: u64) -> Self {
+    /// A clock that starts now, and shows `first` nanoseconds. Frequencies in kHz.
+    pub fn new(tsc_khz: u64, timer_khz: u64, first: u64) -> Self {
         Self {
             start: rdtsc(),
+            first,
             ns_per_tick: (1_000_000 << 32) / tsc_khz.max(1),
             timer_per_ns: (timer_khz << 32) / 1_000_000,
         }
@@ -25,7 +29,7 @@ impl Clock {
     /// Nanoseconds since boot.
     #[inline]
     pub fn now(&self) -> u64 {
-        scale(rdtsc().wrapping_sub(self.start), self.ns_per_tick)
+        self.first + scale(rdtsc().wrapping_sub(self.start), self.ns_per_tick)
     }
 
     /// Timer ticks until `deadline`: at least 1, and no more than the timer can count; a timer that
@@ -50,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_far_deadline_saturates_the_timer_and_a_past_one_fires_at_once() {
-        let clock = Clock::new(2_000_000, 1_000_000);
+        let clock = Clock::new(2_000_000, 1_000_000, 0);
         assert_eq!(clock.ticks_until(u64::MAX), u32::MAX);
         assert_eq!(clock.ticks_until(0), 1);
     }

@@ -148,7 +148,7 @@ impl Kernel {
             cpu.stats = Stats::new(unsafe { &mut *direct::<CpuStats>(stats) });
         }
         let unit = (pool.end - pool.at) / 64;
-        let clock = Clock::new(boot.tsc_khz, boot.apic_timer_khz);
+        let clock = Clock::new(boot.tsc_khz, boot.apic_timer_khz, boot.clock);
         let threads =
             unit * Shares::THREADS / (Arena::<Thread>::STRIDE + Arena::<Entity>::STRIDE) as u64;
         let spaces =

@@ -27,6 +27,7 @@ struct fluke_startup {
     fluke_ref_t space;
     fluke_ref_t parent;
     fluke_ref_t console;
+    fluke_ref_t store;
     struct fluke_file files[14];
     char args[2048];
 };
@@ -35,7 +36,7 @@ _Static_assert(offsetof(struct fluke_startup, thread) == 96, "thread");
 _Static_assert(offsetof(struct fluke_startup, space) == 128, "space");
 _Static_assert(offsetof(struct fluke_startup, parent) == 160, "parent");
 _Static_assert(offsetof(struct fluke_startup, console) == 192, "console");
-_Static_assert(offsetof(struct fluke_startup, files) == 224, "files");
+_Static_assert(offsetof(struct fluke_startup, files) == 256, "files");
 
 /* The first word of a request to the parent (libfluke::parent). */
 #define FLUKE_PARENT_EXIT 1ul

@@ -75,6 +75,10 @@ pub struct MachineInfo {
     pub apic_timer_khz: u64,
     /// Whether the kernel is to have preemption points.
     pub preemption_points: bool,
+    /// What the clock shows at first, nanoseconds.
+    pub clock: u64,
+    /// Whether there is a store.
+    pub store: bool,
 }
 
 /// What a Fluke machine runs.
@@ -180,6 +184,8 @@ pub fn fluke(
     info.gate = machine.gate as u32;
     info.stacks = stacks as u32;
     info.preemption_points = machine.preemption_points.into();
+    info.store = machine.store.into();
+    info.clock = machine.clock;
     info.tsc_khz = machine.tsc_khz;
     info.apic_timer_khz = machine.apic_timer_khz;
     info.memory_size = memory.size();

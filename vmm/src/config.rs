@@ -1,7 +1,7 @@
 //! What a machine is made of: [`VmConfig`], and the parsing of what users write.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -147,6 +147,20 @@ pub struct GuestFile {
     pub data: Vec<u8>,
 }
 
+impl GuestFile {
+    /// A program: the embedded one of that name, or the file of that path.
+    ///
+    /// # Errors
+    /// If there is neither, or it cannot be read.
+    pub fn program(name_or_path: &str) -> Result<Self, Error> {
+        let name = Path::new(name_or_path).file_name();
+        Ok(Self {
+            name: name.map_or(name_or_path.into(), |n| n.to_string_lossy().into_owned()),
+            data: image::program(name_or_path)?,
+        })
+    }
+}
+
 /// What the machine runs.
 #[derive(Clone, Debug)]
 pub enum Guest {
@@ -190,6 +204,10 @@ pub struct VmConfig {
     pub sampling: Option<Duration>,
     /// Whether to count the kernel's instructions, see [`crate::count`]. Needs one vCPU.
     pub count: bool,
+    /// The file that the guest can write, see [`crate::store`].
+    pub store: Option<PathBuf>,
+    /// What the guest's clock shows at first, nanoseconds.
+    pub clock: u64,
 }
 
 impl VmConfig {
@@ -204,6 +222,8 @@ impl VmConfig {
             signals: false,
             sampling: None,
             count: false,
+            store: None,
+            clock: 0,
         }
     }
 
@@ -217,17 +237,11 @@ impl VmConfig {
         program: &str,
         args: &[String],
     ) -> Result<Self, Error> {
-        let name = Path::new(program)
-            .file_name()
-            .map_or(program.into(), |n| n.to_string_lossy().into_owned());
         Ok(Self::new(Guest::Fluke {
             kernel: image::kernel(configuration.image())?.to_vec(),
             preempt: configuration.preempt,
             root: image::program("root")?,
-            program: GuestFile {
-                name,
-                data: image::program(program)?,
-            },
+            program: GuestFile::program(program)?,
             args: args.to_vec(),
             files: Vec::new(),
         }))

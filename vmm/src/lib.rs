@@ -21,5 +21,6 @@ pub mod memory;
 pub mod paging;
 pub mod stats;
 pub mod stop;
+pub mod store;
 pub mod vcpu;
 pub mod vm;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
@@ -30,6 +30,7 @@ use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
+use crate::store::Store;
 use crate::vcpu::{Command, Context, Image, KICK_AGAIN, Registers, Report, Vcpu};
 
 /// A machine.
@@ -39,6 +40,7 @@ pub struct Vm {
     memory: Memory,
     stats: Option<Extent>,
     devices: Devices,
+    store: Option<Arc<Mutex<Store>>>,
     console: ConsoleSink,
     control: Control,
     counts: Option<SharedCounts>,
@@ -71,6 +73,8 @@ pub struct Outcome {
     pub stats: Vec<VcpuStats>,
     /// Instructions of the kernel by entry point, if they were counted.
     pub counts: Vec<Visits>,
+    /// How often the guest has written its store.
+    pub commits: u64,
     /// From building the machine to its first user-mode instruction.
     pub time_to_first_user: Option<Duration>,
     /// From building the machine to its end.
@@ -129,6 +133,13 @@ impl Vm {
         let mut bus = Bus::default();
         let devices = Devices::new(&mut bus, config.console.clone())
             .map_err(|e| Error::Memory(e.to_string()))?;
+        let store = match &config.store {
+            Some(path) => {
+                let store = Store::new(path, &memory)?.plug(&mut bus);
+                Some(store.map_err(|e| Error::Memory(e.to_string()))?)
+            }
+            None => None,
+        };
         let bus = Arc::new(bus);
         let (reports, inbox) = unbounded_channel();
         let counts = config.count.then(SharedCounts::default);
@@ -156,6 +167,7 @@ impl Vm {
             memory,
             stats: entrance.stats,
             devices,
+            store,
             control: Control::new(&config, inbox)?,
             console: config.console,
             counts,
@@ -259,12 +271,19 @@ impl Vm {
                 .clone(),
             _ => Vec::new(),
         };
+        let commits = self.store.take().map_or(0, |store| {
+            store
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .commits()
+        });
         let first_user = self.devices.first_user.get();
         Outcome {
             stop,
             console,
             stats,
             counts,
+            commits,
             time_to_first_user: first_user.map(|t| t.duration_since(self.created)),
             elapsed,
         }
@@ -450,6 +469,8 @@ fn lay_out(
                 tsc_khz,
                 apic_timer_khz: APIC_TIMER_KHZ,
                 preemption_points: *preempt != Preempt::None,
+                clock: config.clock,
+                store: config.store.is_some(),
             };
             let guest = FlukeGuest {
                 kernel,

@@ -12,7 +12,8 @@ const PIECE: usize = 256;
 /// Prints one message after the other. An answer says that all so far is printed.
 pub fn main(mut server: Server) -> ! {
     loop {
-        let [size, text @ ..] = server.reply_and_wait(&[]) else {
+        let words = server.answer_and_wait(0);
+        let [size, text @ ..] = &server.message()[..words] else {
             continue;
         };
         let text = text.as_bytes();

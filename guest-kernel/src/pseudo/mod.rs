@@ -13,6 +13,8 @@
 
 #[deny(unsafe_code)]
 mod console;
+#[deny(unsafe_code)]
+mod store;
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -37,7 +39,10 @@ use crate::reference::Ref;
 use crate::thread::Thread;
 
 /// All drivers.
-static DRIVERS: [Pseudo; 1] = [Pseudo::new(Driver::Console, console::main)];
+static DRIVERS: [Pseudo; 2] = [
+    Pseudo::new(Driver::Console, console::main),
+    Pseudo::new(Driver::Store, store::main),
+];
 
 /// Bytes of a driver's stack.
 const STACK_BYTES: usize = 8192;
@@ -83,23 +88,25 @@ pub fn start(kernel: &mut Kernel, boot: &BootInfo, root_objects: u64) {
     space.table = scheduler().add_own_table().expect("pool for a space");
     kernel.own_space = own;
     for driver in &DRIVERS {
+        let reference = kernel.create(None, Ref::new);
+        let reference = reference.expect("pool for a reference");
         let at = root_objects + (driver.driver.reference() - ROOT_OBJECTS);
-        driver.start(kernel, own, at);
+        kernel.attach(reference, at);
+        if driver.driver != Driver::Store || boot.store != 0 {
+            let port = driver.start(kernel, own);
+            kernel.refs[reference].link = Link::Port(port);
+        }
     }
 }
 
 impl Pseudo {
-    fn start(&'static self, kernel: &mut Kernel, own: Id<Space>, reference_at: u64) {
+    fn start(&'static self, kernel: &mut Kernel, own: Id<Space>) -> Id<Port> {
         let pset = kernel.create(None, Pset::new).expect("pool for a port set");
         let port = kernel.create(None, Port::new).expect("pool for a port");
-        let reference = kernel.create(None, Ref::new);
-        let reference = reference.expect("pool for a reference");
         let thread = kernel.create_thread(None).expect("pool for a thread");
         let handle = self.pset.handle() as u64;
         kernel.attach(pset, handle - KERNEL_IMAGE);
         kernel.set_pset(port, Some(pset));
-        kernel.attach(reference, reference_at);
-        kernel.refs[reference].link = Link::Port(port);
         kernel.set_space(thread, Some(own));
         let state = &mut kernel.threads[thread];
         state.priority = PRIORITY_MAX as u8;
@@ -109,6 +116,7 @@ impl Pseudo {
         // As after a call: rsp + 8 is a multiple of 16.
         state.frame.rsp = self.memory.get() as u64 + STACK_BYTES as u64 - 8;
         kernel.make_ready(thread);
+        port
     }
 }
 
@@ -144,21 +152,27 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers the last message, if it wants an answer, and waits for the next.
-    pub fn reply_and_wait(&mut self, reply: &[u64]) -> &[u64] {
+    /// The message, where the answer to it can be written too.
+    pub fn message(&mut self) -> &mut [u64; MESSAGE_WORDS] {
+        self.message
+    }
+
+    /// Answers the last message with as many words of what stands in its place now, if it wants an answer,
+    /// and waits for the next. Returns its words.
+    pub fn answer_and_wait(&mut self, answer: usize) -> usize {
         loop {
             let mut word = CallWord(Entry::ipc_reply_wait_receive as u64).0;
             let mut left = MESSAGE_WORDS;
             // SAFETY: the gate page is mapped in every space, and its stub returns; the kernel reads the
-            // reply and writes to the message, both of which are borrowed.
+            // answer, and then writes to the message.
             unsafe {
                 asm!(
                     "mov r11d, {gate}",
                     "call r11",
                     gate = const GATE,
                     inout("rax") word,
-                    inout("rsi") reply.as_ptr() => _,
-                    inout("rdx") reply.len() => _,
+                    inout("rsi") self.message.as_ptr() => _,
+                    inout("rdx") answer => _,
                     inout("r10") self.message.as_mut_ptr() => _,
                     inout("r8") left,
                     out("rcx") _,
@@ -168,10 +182,15 @@ impl Server {
             }
             // None: who is to be answered was gone, and there is nothing new yet.
             if Flavour::from_number(CallWord(word).flavour()) != Flavour::None {
-                return &self.message[..MESSAGE_WORDS - left];
+                return MESSAGE_WORDS - left;
             }
         }
     }
+}
+
+/// Physical address of something in the image.
+pub fn physical<T>(at: &T) -> u64 {
+    core::ptr::from_ref(at) as u64 - KERNEL_IMAGE
 }
 
 /// From user mode, calls a function in supervisor mode. It runs as a handler does, but may not wait, and

@@ -175,6 +175,12 @@ impl Ref {
         Type::from_number(unsafe { sys::ref_type(self.handle()) }).unwrap_or(Type::Null)
     }
 
+    /// Hash of the object that the reference links to; 0 if it links to none.
+    pub fn hash(&self) -> u64 {
+        // SAFETY: objects' memory.
+        unsafe { sys::ref_hash(self.handle()) }
+    }
+
     /// Makes this reference link to what `source` links to.
     pub fn copy_from(&self, source: &Self) {
         // SAFETY: objects' memory.

@@ -139,6 +139,13 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// The same, after it has received `last`, which is still to be answered.
+    #[must_use]
+    pub fn after(mut self, last: Option<Request>) -> Self {
+        self.last = last;
+        self
+    }
+
     /// What the buffer holds.
     pub fn words(&self) -> &[u64] {
         &self.buffer[..self.last.map_or(0, |request| request.words)]
@@ -183,6 +190,28 @@ impl<'a> Server<'a> {
             // No flavour: the client was gone before the reply, and there is nothing new yet.
             if request.flavour != Flavour::None {
                 return request;
+            }
+        }
+    }
+
+    /// Answers the last message with `reply`, if it wants an answer, and waits for nothing.
+    pub fn reply(&mut self, reply: &[u64]) {
+        let mut params = Params {
+            send: send_buffer(reply),
+            ..Params::default()
+        };
+        let p = &raw mut params;
+        // SAFETY: the buffer is borrowed for the calls. A client that has gone does not want it.
+        unsafe {
+            match self.last.take().map(|last| last.flavour) {
+                Some(Flavour::Idempotent) => {
+                    sys::ipc_reply(p);
+                }
+                Some(Flavour::Reliable) => {
+                    sys::ipc_server_ack_send(p);
+                    sys::ipc_server_disconnect();
+                }
+                _ => {}
             }
         }
     }

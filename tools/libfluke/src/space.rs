@@ -84,13 +84,18 @@ impl Export {
         Ok(export)
     }
 
+    /// The objects in `size` bytes of the memory from `start`: type and address.
+    pub fn objects(&self, start: u64, size: u64) -> Vec<(Type, u64)> {
+        self.region.objects(start - self.start, size)
+    }
+
     /// Unmakes all objects in ranges of the memory, given by address and bytes; says how many there were.
     /// Threads come first, since they may be making others.
     pub fn destroy_objects(&self, ranges: &[(u64, u64)]) -> usize {
         let objects = || {
             ranges
                 .iter()
-                .flat_map(|(start, size)| self.region.objects(start - self.start, *size))
+                .flat_map(|(start, size)| self.objects(*start, *size))
         };
         let unmake = |(kind, at)| {
             // SAFETY: the kernel says that there is an object of that type. Whoever used it is gone, or
@@ -109,6 +114,20 @@ impl Export {
             }
             threads.into_iter().for_each(unmake);
         }
+    }
+
+    /// Withholds the memory from all to whom it was given: they fault, and the port behind `keeper` is told.
+    /// The program's own use of it goes on.
+    pub fn withhold(&self, keeper: &Ref) {
+        let space = &startup::startup().space;
+        self.region
+            .set(self.start, self.size, Prot::empty(), space, Some(keeper));
+    }
+
+    /// Gives back what was withheld, with these permissions.
+    pub fn give_back(&self, prot: Prot) {
+        let space = &startup::startup().space;
+        self.region.set(self.start, self.size, prot, space, None);
     }
 
     /// Ends the export. What was mapped from it is there no longer.
@@ -237,6 +256,8 @@ pub struct Spec<'a> {
     pub heap: ChildHeap<'a>,
     /// The port that serves the child as parent and keeper.
     pub parent: &'a Ref,
+    /// The store, for who is to write to it.
+    pub store: Option<&'a Ref>,
 }
 
 impl<'a> Spec<'a> {
@@ -249,8 +270,24 @@ impl<'a> Spec<'a> {
             files: &[],
             heap: ChildHeap::Own(1 << 20),
             parent,
+            store: None,
         })
     }
+}
+
+/// A range of a child's addresses, and the parent's memory behind it.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// The mapping that makes it.
+    pub mapping: &'static Mapping,
+    /// First address in the parent's space.
+    pub from: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Permissions.
+    pub prot: Prot,
+    /// First address in the child's space.
+    pub at: u64,
 }
 
 /// A child space with its first thread.
@@ -258,63 +295,74 @@ impl<'a> Spec<'a> {
 pub struct Child {
     task: &'static Task,
     space: &'static Ref,
-    startup: &'static Startup,
     entry: u64,
-    mappings: Vec<&'static Mapping>,
+    views: Vec<View>,
     memory: Vec<(u64, u64)>,
 }
 
 impl Child {
+    /// Makes an empty space, whose exceptions go to the port behind `parent`. The first memory it is given
+    /// is to be its startup block.
+    pub fn empty(parent: &Ref) -> Result<Self, Error> {
+        let task = Task::alloc()?;
+        task.set_keeper(parent);
+        Ok(Self {
+            task,
+            space: Ref::to(task)?,
+            entry: 0,
+            views: Vec::new(),
+            memory: Vec::new(),
+        })
+    }
+
     /// Makes a space and fills it, without starting it.
     pub fn new(spec: &Spec<'_>) -> Result<Self, Error> {
+        let mut child = Self::empty(spec.parent)?;
+        child.fill(spec)?;
+        Ok(child)
+    }
+
+    /// Puts a program into an empty space.
+    pub fn fill(&mut self, spec: &Spec<'_>) -> Result<(), Error> {
         let program = Program::parse(spec.image).map_err(Error::BadImage)?;
-        let task = Task::alloc()?;
-        task.set_keeper(spec.parent);
-        let page = heap::pages(PAGE_SIZE).ok_or(Error::NoMemory)?;
         let mut block = Startup::empty();
         describe(&mut block, spec)?;
+        self.entry = program.entry;
+        let page = self.give(PAGE_SIZE, startup::STARTUP)? as *mut Startup;
         // SAFETY: the page is ours, and large enough; from here on it is only read, or an
         // object's memory.
         let startup = unsafe {
-            let place = page as *mut Startup;
-            place.write(block);
-            &*place
-        };
-        let mut child = Self {
-            task,
-            space: Ref::to(task)?,
-            startup,
-            entry: program.entry,
-            mappings: Vec::new(),
-            memory: Vec::new(),
+            page.write(block);
+            &*page
         };
         startup.thread.create()?;
         startup.space.create()?;
         startup.parent.create()?;
         startup.console.create()?;
-        startup.space.copy_from(child.space);
+        startup.store.create()?;
+        startup.space.copy_from(self.space);
         startup.parent.copy_from(spec.parent);
         startup.console.copy_from(&startup::startup().console);
+        if let Some(store) = spec.store {
+            startup.store.copy_from(store);
+        }
 
-        let own = own_heap()?;
-        child.memory.push((page, PAGE_SIZE));
-        child.map(own, page, PAGE_SIZE, READ_WRITE, startup::STARTUP)?;
-        child.load(&program, spec)?;
+        self.load(&program, spec)?;
         let stack_base = startup::STACK_TOP - startup::STACK_BYTES;
-        child.give(startup::STACK_BYTES, stack_base)?;
+        self.give(startup::STACK_BYTES, stack_base)?;
         match spec.heap {
             ChildHeap::Own(size) => {
-                child.give(size, startup::HEAP)?;
+                self.give(size, startup::HEAP)?;
             }
             ChildHeap::Window {
                 export,
                 start,
                 size,
             } => {
-                child.map(export, start, size, READ_WRITE, startup::HEAP)?;
+                self.map(export, start, size, READ_WRITE, startup::HEAP)?;
             }
         }
-        child.map(
+        self.map(
             spec.image_export,
             spec.image.as_ptr() as u64,
             spec.image.len() as u64,
@@ -323,7 +371,7 @@ impl Child {
         )?;
         for (file, placed) in spec.files.iter().zip(&startup.files) {
             if file.size > 0 {
-                child.map(
+                self.map(
                     file.export,
                     file.address,
                     file.size,
@@ -332,7 +380,7 @@ impl Child {
                 )?;
             }
         }
-        Ok(child)
+        Ok(())
     }
 
     /// Maps what is read-only from the image itself, and copies the rest into fresh memory.
@@ -370,9 +418,15 @@ impl Child {
     }
 
     fn give_with(&mut self, size: u64, at: u64, prot: Prot) -> Result<u64, Error> {
-        let memory = heap::pages(size).ok_or(Error::NoMemory)?;
-        self.memory.push((memory, size));
+        let memory = self.provide(size)?;
         self.map(own_heap()?, memory, size, prot, at)?;
+        Ok(memory)
+    }
+
+    /// Sets fresh memory of the parent's own aside for the child; returns its address.
+    pub fn provide(&mut self, size: u64) -> Result<u64, Error> {
+        let memory = heap::pages(size).ok_or(Error::NoMemory)?;
+        self.memory.push((memory, size.next_multiple_of(PAGE_SIZE)));
         Ok(memory)
     }
 
@@ -385,8 +439,15 @@ impl Child {
         prot: Prot,
         at: u64,
     ) -> Result<(), Status> {
-        self.mappings
-            .push(export.map(from, size, prot, self.space, at)?);
+        let size = size.next_multiple_of(PAGE_SIZE);
+        let mapping = export.map(from, size, prot, self.space, at)?;
+        self.views.push(View {
+            mapping,
+            from,
+            size,
+            prot,
+            at,
+        });
         Ok(())
     }
 
@@ -395,9 +456,25 @@ impl Child {
         self.space
     }
 
+    /// What the space consists of.
+    pub fn views(&self) -> &[View] {
+        &self.views
+    }
+
+    /// The parent's own memory that the child has, by address and bytes: its startup block first.
+    pub fn memory(&self) -> &[(u64, u64)] {
+        &self.memory
+    }
+
+    /// The startup block.
+    fn startup(&self) -> &'static Startup {
+        // SAFETY: the first memory given; it stays until `destroy`.
+        unsafe { &*(self.memory[0].0 as *const Startup) }
+    }
+
     /// The first thread.
     pub fn thread(&self) -> &'static Thread {
-        &self.startup.thread
+        &self.startup().thread
     }
 
     /// Lets the first thread run.
@@ -405,7 +482,7 @@ impl Child {
         let thread_va = startup::STARTUP + core::mem::offset_of!(Startup, thread) as u64;
         // SAFETY: the child's space holds the program, its stack and its startup block.
         unsafe {
-            self.startup.thread.start(
+            self.thread().start(
                 self.space,
                 thread_va,
                 self.entry,
@@ -422,8 +499,8 @@ impl Child {
             own.destroy_objects(&self.memory);
         }
         self.task.destroy();
-        for mapping in self.mappings {
-            mapping.destroy();
+        for view in self.views {
+            view.mapping.destroy();
         }
         self.space.destroy();
         for (memory, size) in self.memory {

@@ -3,6 +3,7 @@
 use core::arch::global_asm;
 
 use fluke_abi::boot::{BOOT_MAGIC, RootInfo};
+use fluke_abi::driver::Driver;
 use fluke_abi::layout::{ROOT_INFO, ROOT_MEMORY, ROOT_OBJECTS};
 use fluke_abi::object::OBJECT_SIZE;
 
@@ -64,7 +65,10 @@ fn root_startup() -> &'static Startup {
         block.tsc_khz = info.tsc_khz;
         block.heap_start = ROOT_MEMORY;
         block.heap_size = info.memory_size;
-        if block.space.create().is_err() || block.console.create().is_err() {
+        if [&block.space, &block.console, &block.store]
+            .into_iter()
+            .any(|reference| reference.create().is_err())
+        {
             fail(
                 "the kernel has no room for its references",
                 parent::STATUS_NO_MEMORY,
@@ -73,6 +77,9 @@ fn root_startup() -> &'static Startup {
         let task = &*((ROOT_OBJECTS + OBJECT_SIZE) as *const Task);
         task.point(&block.space as &Ref);
         block.console.copy_from(console::of_root());
+        block
+            .store
+            .copy_from(&*(Driver::Store.reference() as *const Ref));
         block
     }
 }

@@ -107,6 +107,8 @@ pub struct Startup {
     pub parent: Ref,
     /// Link to the console's port, see [`crate::console`].
     pub console: Ref,
+    /// Link to the port of the file on the host, null for who has none, see [`fluke_abi::store`].
+    pub store: Ref,
     /// Files.
     pub files: [File; FILES_MAX],
     /// The program's name and arguments, each ended by a NUL.
@@ -119,7 +121,7 @@ const _: () = assert!(offset_of!(Startup, thread) == 96);
 const _: () = assert!(offset_of!(Startup, space) == 128);
 const _: () = assert!(offset_of!(Startup, parent) == 160);
 const _: () = assert!(offset_of!(Startup, console) == 192);
-const _: () = assert!(offset_of!(Startup, files) == 224);
+const _: () = assert!(offset_of!(Startup, files) == 256);
 
 impl Startup {
     /// A block with nothing in it: all zero, so that it takes no room in an image.
@@ -141,6 +143,7 @@ impl Startup {
             space: Ref::new(),
             parent: Ref::new(),
             console: Ref::new(),
+            store: Ref::new(),
             files: [File::NONE; FILES_MAX],
             args: [0; ARGS_BYTES],
         }

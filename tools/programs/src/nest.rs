@@ -97,6 +97,7 @@ impl Nest<'_> {
             files,
             heap: HEAP,
             limit: self.limit,
+            store: None,
         })?;
         let end = child.serve();
         println!(

@@ -10,7 +10,7 @@ use fluke_abi::layout::ROOT_INFO;
 use libfluke::exception::Describe;
 use libfluke::parent::{STATUS_EXCEPTION, STATUS_NO_MEMORY};
 use libfluke::space::{ChildFile, Error, Export, READ_EXECUTE};
-use libfluke::startup::text;
+use libfluke::startup::{startup, text};
 use libfluke::supervisor::{End, Job, Supervisor};
 use libfluke::{exit, println};
 
@@ -88,5 +88,6 @@ fn start(info: &RootInfo, modules: &[Module]) -> Result<Supervisor, Error> {
         files: &files,
         heap: heap.clamp(HEAP_LIMITS.0, HEAP_LIMITS.1),
         limit: u64::MAX,
+        store: Some(&startup().store),
     })
 }

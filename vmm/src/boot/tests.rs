@@ -13,6 +13,8 @@ fn machine(gate: Gate) -> MachineInfo {
         tsc_khz: 2_000_000,
         apic_timer_khz: 1_000_000,
         preemption_points: false,
+        clock: 0,
+        store: false,
     }
 }
 
