@@ -24,12 +24,19 @@ const KERNELS: [(&str, &str); 3] = [
     ("interrupt", "interrupt"),
 ];
 
+/// Packages with guest programs, by name and directory in `tools`.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("fluke-programs", "programs"),
+    ("fluke-checkpoint", "checkpoint"),
+];
+
 /// What the images depend on, in the workspace.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "guest-kernel",
     "abi",
     "tools/libfluke",
     "tools/programs",
+    "tools/checkpoint",
     "tools/c",
     "Cargo.lock",
     "Cargo.toml",
@@ -75,7 +82,7 @@ fn build() -> Result<(), Failure> {
             let image = guest.kernel(name, &format!("image,{features}{checks}"))?;
             kernels.push((name.to_string(), image));
         }
-        programs = guest.rust_programs()?;
+        programs = guest.rust_programs(&PROGRAMS)?;
         programs.extend(guest.c_programs()?);
         programs.sort();
     }

@@ -378,3 +378,95 @@ fn a_guest_with_a_wild_pointer() {
         assert_eq!(ended.status, Some(EXCEPTION));
     }
 }
+
+#[test]
+fn checkpoints_that_are_none() {
+    let missing = missing();
+    refused(
+        command(&["run", "--restore-from", &missing]),
+        MISUSE,
+        &format!(
+            "cannot read `{missing}`: No such file or directory (os error 2); give the path of a \
+             readable file"
+        ),
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let path = path.to_str().unwrap();
+    for (contents, why) in [
+        (&b""[..], "not a checkpoint"),
+        (b"\x7fELF", "not a checkpoint"),
+        (b"FLUKECKP", "a checkpoint cut short: 8 of 4096 bytes"),
+    ] {
+        fs::write(path, contents).unwrap();
+        refused(
+            command(&["run", "--restore-from", path]),
+            MISUSE,
+            &format!("`{path}`: {why}; give a file that `flukevm run --checkpoint-to` has written"),
+        );
+    }
+    refused(
+        command(&["run", "--checkpoint-to", "/nonexistent/file", "hello"]),
+        MISUSE,
+        "cannot write `/nonexistent/file`: No such file or directory (os error 2); give the path of a \
+         file in a directory that you may write to",
+    );
+    misparsed(
+        &["run", "--restore-from", path, "hello"],
+        "the argument '--restore-from <FILE>' cannot be used with '[PROGRAM [ARGS]]...'",
+    );
+}
+
+#[test]
+fn a_program_that_is_written_to_a_file_and_brought_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let path = path.to_str().unwrap();
+    // It ends before it is to be written.
+    let early = ended(command(&["run", "--checkpoint-to", path, "hello", "3"]));
+    assert_eq!(early.stdout, "arg 0: hello\narg 1: 3\n");
+    assert!(
+        early.stderr.contains("no checkpoint was written to"),
+        "{}",
+        early.stderr
+    );
+    assert_eq!(early.status, Some(3));
+
+    // It never ends: what is written is there all the same.
+    let spinning = ended(command(&[
+        "run",
+        "--timeout",
+        "20s",
+        "--checkpoint-to",
+        path,
+        "--checkpoint-after",
+        "100ms",
+        "spin",
+    ]));
+    assert!(
+        spinning.stdout.starts_with("spinning\ncheckpoint: "),
+        "{}",
+        spinning.stdout
+    );
+    assert_eq!(spinning.status, Some(TIMEOUT));
+    let restored = ended(command(&["run", "--timeout", "3s", "--restore-from", path]));
+    assert!(
+        restored.stdout.starts_with("checkpoint: "),
+        "{}",
+        restored.stdout
+    );
+    assert_eq!(restored.status, Some(TIMEOUT));
+
+    let mut damaged = fs::read(path).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    fs::write(path, damaged).unwrap();
+    refused(
+        command(&["run", "--restore-from", path]),
+        MISUSE,
+        &format!(
+            "`{path}`: a damaged checkpoint: its checksum is wrong; give a file that `flukevm run \
+             --checkpoint-to` has written"
+        ),
+    );
+}

@@ -89,17 +89,31 @@ impl<'a> Guest<'a> {
         self.keep(&directory.join("fluke-kernel"), &format!("kernel-{name}"))
     }
 
-    /// Builds the Rust programs in `tools/programs/src/bin`.
-    pub fn rust_programs(&self) -> Result<Vec<(String, PathBuf)>, Failure> {
-        let names = stems(&self.root.join("tools/programs/src/bin"), "rs")?;
-        if names.is_empty() {
-            return Ok(Vec::new());
+    /// Builds the Rust programs: each `src/bin/*.rs` of the packages in these directories of `tools`, by
+    /// package name.
+    pub fn rust_programs(
+        &self,
+        packages: &[(&str, &str)],
+    ) -> Result<Vec<(String, PathBuf)>, Failure> {
+        let (mut names, mut arguments) = (Vec::new(), vec!["--bins", "--features"]);
+        let features: Vec<_> = packages
+            .iter()
+            .map(|(name, _)| format!("{name}/guest"))
+            .collect();
+        let features = features.join(",");
+        arguments.push(&features);
+        for (name, directory) in packages {
+            names.extend(stems(
+                &self.root.join("tools").join(directory).join("src/bin"),
+                "rs",
+            )?);
+            arguments.extend(["-p", name]);
         }
         let directory = self.cargo(
             "building the guest programs",
             "target/guest-programs",
             &common_flags(&self.program_script()),
-            &["-p", "fluke-programs", "--bins", "--features", "guest"],
+            &arguments,
         )?;
         names
             .into_iter()

@@ -4,6 +4,7 @@
 //! in [`crate::stop`].
 
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::Api;
+use crate::checkpoint::{self, Checkpoints};
 use crate::config::{
-    Configuration, ConsoleSink, Guest, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt,
-    Size, VmConfig, name_and_path,
+    Configuration, ConsoleSink, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size,
+    VmConfig, name_and_path,
 };
 use crate::count::{self, Visits};
 use crate::crash::Crash;
@@ -80,6 +82,17 @@ struct RunArgs {
     /// hello.
     #[arg(long, value_name = "NAME=PATH", value_parser = name_and_path)]
     file: Vec<(String, String)>,
+    /// Write checkpoints of the program to a file: when it asks for it, and as --checkpoint-after says.
+    #[arg(long, value_name = "FILE", help_heading = "Checkpoints")]
+    checkpoint_to: Option<PathBuf>,
+    /// Write one after this time, such as 500ms.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration,
+          requires = "checkpoint_to", help_heading = "Checkpoints")]
+    checkpoint_after: Option<Duration>,
+    /// Let the program in a checkpoint go on: on other CPUs, in another kernel, as may be.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["program", "file"],
+          help_heading = "Checkpoints")]
+    restore_from: Option<PathBuf>,
     /// Stop the machine after this time, such as 10s or 2m.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -178,11 +191,7 @@ fn log_to_stderr(verbose: u8, quiet: bool) {
 
 fn run(args: &RunArgs) -> Result<u8, Error> {
     let configuration = Configuration::new(args.model, args.preempt)?;
-    let (program, arguments) = args.program.split_first().ok_or_else(no_program)?;
-    let mut config = VmConfig::fluke(configuration, program, arguments)?;
-    if let Guest::Fluke { files, .. } = &mut config.guest {
-        *files = read_files(&args.file)?;
-    }
+    let mut config = machine(args, configuration)?;
     config.vcpus = args.vcpus;
     config.memory = args.mem.0;
     config.timeout = args.timeout;
@@ -198,6 +207,29 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
     Ok(outcome.stop.status())
 }
 
+/// What the arguments say is to be run.
+fn machine(args: &RunArgs, configuration: Configuration) -> Result<VmConfig, Error> {
+    let checkpoints = args.checkpoint_to.as_ref().map(|to| Checkpoints {
+        to,
+        after: args.checkpoint_after,
+    });
+    if let Some(path) = &args.restore_from {
+        let name = path.display().to_string();
+        let file = read_file(path)?;
+        return checkpoint::restore(configuration, &name, file, checkpoints.as_ref());
+    }
+    let (program, arguments) = args.program.split_first().ok_or_else(no_program)?;
+    let files = read_files(&args.file)?;
+    if let Some(checkpoints) = checkpoints {
+        return checkpoint::run(configuration, program, arguments, files, &checkpoints);
+    }
+    let mut config = VmConfig::fluke(configuration, program, arguments)?;
+    for GuestFile { name, data } in files {
+        config = config.file(&name, data);
+    }
+    Ok(config)
+}
+
 fn no_program() -> Error {
     Error::Config("no program to run; give the name of one".into())
 }
@@ -209,10 +241,7 @@ fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
     let read = |(name, path): &(String, String)| {
         let data = match path.strip_prefix(BUILT_IN) {
             Some(program) => image::program(program)?,
-            None => std::fs::read(path).map_err(|source| Error::File {
-                path: path.into(),
-                source,
-            })?,
+            None => read_file(Path::new(path))?,
         };
         Ok(GuestFile {
             name: name.clone(),
@@ -222,6 +251,13 @@ fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
     files.iter().map(read).collect()
 }
 
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })
+}
+
 fn report(args: &RunArgs, outcome: &Outcome) {
     let stop = &outcome.stop;
     if !matches!(stop, crate::stop::StopReason::Exited(_)) {
@@ -229,6 +265,9 @@ fn report(args: &RunArgs, outcome: &Outcome) {
     }
     for (depth, frame) in stop.crash().iter().flat_map(|c| &c.backtrace).enumerate() {
         eprintln!("  {depth:2}: {frame}");
+    }
+    if let Some(path) = args.checkpoint_to.as_ref().filter(|_| outcome.commits == 0) {
+        tracing::warn!("no checkpoint was written to `{}`", path.display());
     }
     if let Some(time) = outcome.time_to_first_user {
         tracing::info!("first user instruction after {time:.1?}");

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod boot;
 pub mod bus;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod count;

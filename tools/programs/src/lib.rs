@@ -8,6 +8,7 @@
 //! | [`sha256tree`] | hashes files with worker spaces on all CPUs |
 //! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
+//! | [`colony`] | sleeps in every kind of call, asks for a checkpoint, and goes on |
 //! | [`calls`] | short calls, to count their instructions |
 //! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`faults`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
@@ -17,6 +18,7 @@ extern crate alloc;
 pub mod badptr;
 pub mod caller;
 pub mod calls;
+pub mod colony;
 pub mod console;
 pub mod exhaust;
 pub mod faults;
