@@ -18,16 +18,14 @@ pub fn thread_self(call: &mut Call) -> Done {
     call.complete(own)
 }
 
-/// Stops a thread; waits, inside the kernel, until it is off its CPU.
+/// Stops a thread; waits, inside the kernel, until it is off its CPU. The call then looks at its parameters
+/// again: meanwhile others may have unmade what they name.
 fn stop(call: &mut Call, id: Id<Thread>) -> Result<(), Stop> {
-    while !call.kernel().stop(id) {
-        call.wait(Wait::Stop(id))?;
-        // Its id names nothing once somebody else has destroyed it.
-        if call.kernel().threads.get(id).is_none() {
-            return Err(Insanity::NoObject.into());
-        }
+    if call.kernel().stop(id) {
+        return Ok(());
     }
-    Ok(())
+    call.wait(Wait::Stop(id))?;
+    Err(Stop::Restart)
 }
 
 /// Commit point: detaching.

@@ -101,10 +101,7 @@ impl Environment {
         own_heap()?.give_back(READ_WRITE);
         for found in stopped.found.iter().filter(|found| found.runs) {
             if let Some(thread) = found.object.as_thread() {
-                let mut state = thread.state(None);
-                state.flags &= !ThreadFlags::STOPPED.bits();
-                // SAFETY: the state is the thread's own.
-                unsafe { thread.set_state(Some(&state), None, None, None) };
+                thread.go_on();
             }
         }
         Ok(())

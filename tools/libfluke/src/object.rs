@@ -425,6 +425,14 @@ impl Thread {
         }
     }
 
+    /// Lets the thread run from where it is, or was stopped.
+    pub fn go_on(&self) {
+        let mut state = self.state(None);
+        state.flags &= !ThreadFlags::STOPPED.bits();
+        // SAFETY: the state is the thread's own.
+        unsafe { self.set_state(Some(&state), None, None, None) };
+    }
+
     /// Stops the thread, and lets it go on scheduled by whoever serves the port behind `scheduler`,
     /// where it is known as `value`.
     pub fn set_scheduler(&self, scheduler: &Ref, value: u64) {

@@ -19,6 +19,8 @@ use crate::handler;
 
 /// Words of a message that no receiver here has room for.
 const MANY: u64 = 512;
+/// How often to race.
+const ROUNDS: u64 = 300;
 /// Words that every receiver has room for.
 const FEW: u64 = 4;
 /// Addresses that nothing else uses: exported, and empty.
@@ -321,11 +323,55 @@ fn space(checks: &mut Checks) -> Result<(), Status> {
     Ok(())
 }
 
+/// A reference that a call is to fill goes away, time and again, while the call waits for a thread to leave
+/// its CPU: it is filled, or missing.
+fn parameters(checks: &mut Checks) -> Result<(), Status> {
+    static LINK: Ref = Ref::new();
+    static DONE: AtomicU64 = AtomicU64::new(0);
+    let spinner = thread::spawn(|| {
+        while DONE.load(Relaxed) == 0 {
+            core::hint::spin_loop();
+        }
+    })?;
+    LINK.create()?;
+    let unmaker = thread::spawn(|| {
+        while DONE.load(Relaxed) == 0 {
+            LINK.destroy();
+            if LINK.create().is_err() {
+                return;
+            }
+        }
+    })?;
+    let mut wrong = 0;
+    for _ in 0..ROUNDS {
+        let target = spinner.thread();
+        let mut parameters = [0; 9];
+        (parameters[0], parameters[2]) = (target.handle() as u64, LINK.handle() as u64);
+        // SAFETY: what the kernel writes to is an object, or the call fails.
+        let result = unsafe { handler::call(Entry::thread_get_state as u64, parameters) };
+        let end = End::of(result);
+        let ends = [
+            End::Status(Status::Success),
+            End::Insanity(Insanity::NoObject),
+        ];
+        wrong += u64::from(!ends.contains(&end));
+        target.go_on();
+    }
+    DONE.store(1, Relaxed);
+    for handle in [spinner, unmaker] {
+        handle.join();
+    }
+    LINK.destroy();
+    checks.check("thread_get_state", End::Other(wrong), End::Other(0));
+    Ok(())
+}
+
 /// The program.
 pub fn main() -> u64 {
     handler::install();
     let mut checks = Checks::default();
-    for part in [mutexes, ports, partners, donors, memory, space] {
+    let parts = [mutexes, ports, partners, donors, memory, space, parameters];
+    for part in parts {
         if let Err(status) = part(&mut checks) {
             println!("unmake: cannot make what is to be unmade: {status:?}");
             return crate::FAILED;

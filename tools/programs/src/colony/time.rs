@@ -83,16 +83,13 @@ impl Stopped {
         colony.check("a stopped thread", 1, stood_still.into());
         RELEASED.store(2, Relaxed);
         let thread = self.handle.thread();
-        let mut state = thread.state(None);
-        let flags = ThreadFlags::from_bits_retain(state.flags);
+        let flags = ThreadFlags::from_bits_retain(thread.state(None).flags);
         colony.check(
             "that it is stopped",
             1,
             flags.contains(ThreadFlags::STOPPED).into(),
         );
-        state.flags &= !ThreadFlags::STOPPED.bits();
-        // SAFETY: the state is the thread's own.
-        unsafe { thread.set_state(Some(&state), None, None, None) };
+        thread.go_on();
         self.handle.join();
         let went_on = COUNT.load(Relaxed) != PENDING;
         colony.check("the same, let go on", 1, went_on.into());
