@@ -22,6 +22,8 @@ use crate::count::{self, Visits};
 use crate::crash::Crash;
 use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::image;
+use crate::snapshot::disk;
+use crate::snapshot::plan::SavePlan;
 use crate::stats::{self, VcpuStats};
 use crate::vm::{Outcome, Vm};
 
@@ -48,6 +50,8 @@ struct Cli {
 enum Commands {
     /// Run a guest program; its exit status is the command's.
     Run(RunArgs),
+    /// Go on with a machine that was saved; its exit status is the command's.
+    Resume(ResumeArgs),
     /// List the entry points of the kernel, and count them against the paper's.
     Api {
         /// Print one JSON object.
@@ -93,19 +97,12 @@ struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["program", "file"],
           help_heading = "Checkpoints")]
     restore_from: Option<PathBuf>,
-    /// Stop the machine after this time, such as 10s or 2m.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    timeout: Option<Duration>,
-    /// Print exits by cause and vCPU, time by mode, and the kernel's counters.
-    #[arg(long)]
-    stats: bool,
+    #[command(flatten)]
+    common: CommonArgs,
     /// Step through the kernel and print the instructions it executes for each entry point; slow,
     /// and for one vCPU only.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "snapshot_to")]
     count: bool,
-    /// Print one JSON object with the result; the guest's console goes to standard error.
-    #[arg(long)]
-    json: bool,
     /// Name of a built-in guest program, or path of an ELF file built against libfluke; what
     /// follows are the program's own arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM [ARGS]",
@@ -113,7 +110,38 @@ struct RunArgs {
     program: Vec<String>,
 }
 
-/// What `run --json` prints.
+#[derive(Debug, Args)]
+struct ResumeArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Directory that the machine was saved in.
+    #[arg(value_name = "DIR")]
+    snapshot: PathBuf,
+}
+
+/// What goes for every machine, however it starts.
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// Stop the machine after this time, such as 10s or 2m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print exits by cause and vCPU, time by mode, and the kernel's counters.
+    #[arg(long)]
+    stats: bool,
+    /// Print one JSON object with the result; the guest's console goes to standard error.
+    #[arg(long)]
+    json: bool,
+    /// Save the machine in this directory, to go on with `flukevm resume`: after
+    /// --snapshot-after, and on SIGUSR1. It runs on all the same.
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    snapshot_to: Option<PathBuf>,
+    /// When to save it, such as 500ms.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration,
+          requires = "snapshot_to", help_heading = "Snapshots")]
+    snapshot_after: Option<Duration>,
+}
+
+/// What `run --json` and `resume --json` print.
 #[derive(Serialize)]
 struct RunReport<'a> {
     stop: &'static str,
@@ -123,8 +151,8 @@ struct RunReport<'a> {
     elapsed_ms: f64,
     time_to_first_user_ms: Option<f64>,
     vcpus: u32,
-    model: Model,
-    preempt: Preempt,
+    model: Option<Model>,
+    preempt: Option<Preempt>,
     stats: &'a [VcpuStats],
     counts: &'a [Visits],
 }
@@ -142,14 +170,20 @@ pub fn main() -> ExitCode {
     };
     log_to_stderr(cli.verbose, cli.quiet);
     let status = match cli.command {
-        Commands::Run(args) => run(&args).unwrap_or_else(|error| {
-            eprintln!("error: {error}");
-            error.status()
-        }),
+        Commands::Run(args) => ended(run(&args)),
+        Commands::Resume(args) => ended(resume(&args)),
         Commands::Api { json } => status(api(json)),
         Commands::Doctor { json } => status(doctor(json)),
     };
     ExitCode::from(status)
+}
+
+/// The exit status of a command that runs a machine; its error is printed.
+fn ended(result: Result<u8, Error>) -> u8 {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        error.status()
+    })
 }
 
 /// The exit status of a command that has none of its own; its error is printed.
@@ -194,16 +228,43 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
     let mut config = machine(args, configuration)?;
     config.vcpus = args.vcpus;
     config.memory = args.mem.0;
+    config.count = args.count;
+    run_machine(config, &args.common)
+}
+
+fn resume(args: &ResumeArgs) -> Result<u8, Error> {
+    let snapshot = disk::load(&args.snapshot)?;
+    run_machine(VmConfig::snapshot(snapshot), &args.common)
+}
+
+/// Runs a machine as the command line says; returns the exit status.
+fn run_machine(mut config: VmConfig, args: &CommonArgs) -> Result<u8, Error> {
     config.timeout = args.timeout;
     config.signals = true;
     config.sampling = args.stats.then_some(SAMPLING);
-    config.count = args.count;
     config.console = match args.json {
         true => ConsoleSink::Stderr,
         false => ConsoleSink::Stdout,
     };
-    let outcome = Vm::new(config)?.run()?;
-    report(args, &outcome);
+    let vcpus = config.vcpus;
+    let plan = args.snapshot_to.clone().map(|directory| SavePlan {
+        directory,
+        after: args.snapshot_after,
+    });
+    if let Some(plan) = &plan {
+        disk::prepare(&plan.directory)?;
+    }
+    let store = config.store.clone();
+    let vm = Vm::new(config)?;
+    let configuration = vm.configuration();
+    let outcome = match plan {
+        Some(plan) => plan.run(vm)?,
+        None => vm.run()?,
+    };
+    if let Some(path) = store.filter(|_| outcome.commits == 0) {
+        tracing::warn!("no checkpoint was written to `{}`", path.display());
+    }
+    report(args, vcpus, configuration, &outcome);
     Ok(outcome.stop.status())
 }
 
@@ -258,7 +319,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-fn report(args: &RunArgs, outcome: &Outcome) {
+fn report(args: &CommonArgs, vcpus: u32, configuration: Option<Configuration>, outcome: &Outcome) {
     let stop = &outcome.stop;
     if !matches!(stop, crate::stop::StopReason::Exited(_)) {
         eprintln!("flukevm: {stop}");
@@ -266,13 +327,10 @@ fn report(args: &RunArgs, outcome: &Outcome) {
     for (depth, frame) in stop.crash().iter().flat_map(|c| &c.backtrace).enumerate() {
         eprintln!("  {depth:2}: {frame}");
     }
-    if let Some(path) = args.checkpoint_to.as_ref().filter(|_| outcome.commits == 0) {
-        tracing::warn!("no checkpoint was written to `{}`", path.display());
-    }
     if let Some(time) = outcome.time_to_first_user {
         tracing::info!("first user instruction after {time:.1?}");
     }
-    if args.count {
+    if !outcome.counts.is_empty() {
         eprint!("{}", count::table(&outcome.counts));
     }
     if args.stats {
@@ -287,9 +345,9 @@ fn report(args: &RunArgs, outcome: &Outcome) {
             crash: stop.crash(),
             elapsed_ms: milliseconds(outcome.elapsed),
             time_to_first_user_ms: outcome.time_to_first_user.map(milliseconds),
-            vcpus: args.vcpus,
-            model: args.model,
-            preempt: args.preempt,
+            vcpus,
+            model: configuration.map(Configuration::model),
+            preempt: configuration.map(Configuration::preempt),
             stats: &outcome.stats,
             counts: &outcome.counts,
         };

@@ -6,8 +6,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::image;
+use crate::snapshot::Snapshot;
 
 /// Bytes in a mebibyte.
 pub const MIB: u64 = 1 << 20;
@@ -21,7 +24,7 @@ pub const MEMORY_DEFAULT: u64 = 64 * MIB;
 pub const PROGRAM_DEFAULT: &str = "tour";
 
 /// Execution model of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Model {
     /// A kernel stack for every thread; a sleeping call keeps its stack.
@@ -41,7 +44,7 @@ impl Model {
 }
 
 /// How far kernel code can be preempted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Preempt {
     /// Nowhere.
@@ -53,7 +56,7 @@ pub enum Preempt {
 }
 
 /// A configuration of the kernel: an execution model and a preemption level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     model: Model,
     preempt: Preempt,
@@ -168,8 +171,8 @@ pub enum Guest {
     Fluke {
         /// ELF image of the kernel.
         kernel: Vec<u8>,
-        /// Its preemption level.
-        preempt: Preempt,
+        /// What it was built for.
+        configuration: Configuration,
         /// ELF image of the root program.
         root: Vec<u8>,
         /// The program that the root program runs.
@@ -183,6 +186,8 @@ pub enum Guest {
     /// CPL 0 in long mode with all memory mapped at its physical address, readable, writable and
     /// executable.
     Flat(Vec<u8>),
+    /// A machine that was saved, which goes on. It has the vCPUs and the memory that it had.
+    Snapshot(Snapshot),
 }
 
 /// A machine to build.
@@ -239,12 +244,21 @@ impl VmConfig {
     ) -> Result<Self, Error> {
         Ok(Self::new(Guest::Fluke {
             kernel: image::kernel(configuration.image())?.to_vec(),
-            preempt: configuration.preempt,
+            configuration,
             root: image::program("root")?,
             program: GuestFile::program(program)?,
             args: args.to_vec(),
             files: Vec::new(),
         }))
+    }
+
+    /// The machine of a snapshot.
+    pub fn snapshot(snapshot: Snapshot) -> Self {
+        Self {
+            vcpus: snapshot.vcpus(),
+            memory: snapshot.memory_size(),
+            ..Self::new(Guest::Snapshot(snapshot))
+        }
     }
 
     /// The same with that number of vCPUs.

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use fluke_abi::port::{self, Event};
+use serde::{Deserialize, Serialize};
 use vm_superio::Serial;
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::{NoEvents, SerialState};
 
 use crate::bus::{Access, Bus, Overlap, PioDevice, Signal};
 use crate::config::ConsoleSink;
@@ -55,6 +56,51 @@ impl Devices {
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         console.serial.writer_mut().write_out();
     }
+
+    /// The state of all devices.
+    pub fn save(&self) -> DevicesState {
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        DevicesState {
+            serial: console.serial.state(),
+            held: console.serial.writer_mut().held.clone(),
+            log: log.clone(),
+        }
+    }
+
+    /// Gives all devices their state.
+    pub fn restore(&self, state: &DevicesState) {
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        console.restore(&state.serial, &state.held);
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.clone_from(&state.log);
+    }
+}
+
+/// State of the devices.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DevicesState {
+    #[serde(with = "SerialRegisters")]
+    serial: SerialState,
+    /// Console output held back.
+    held: Vec<u8>,
+    log: KernelLog,
+}
+
+/// [`SerialState`], for serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct SerialRegisters {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
 }
 
 /// The console: a 16550 without interrupts, whose output goes to a sink line by line.
@@ -81,6 +127,19 @@ impl Console {
         };
         Self {
             serial: Serial::new(NoInterrupt, writer),
+        }
+    }
+
+    fn restore(&mut self, state: &SerialState, held: &[u8]) {
+        let old = self.serial.writer_mut();
+        let writer = LineWriter {
+            sink: old.sink.clone(),
+            held: held.to_vec(),
+            broken: old.broken,
+        };
+        // Only a state with more input than fits is refused, and there is never any input.
+        if let Ok(serial) = Serial::from_state(state, NoInterrupt, NoEvents, writer) {
+            self.serial = serial;
         }
     }
 }
@@ -152,12 +211,12 @@ impl Write for LineWriter {
 }
 
 /// The kernel log: lines go to the host's log, and the last ones are kept for a panic.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct KernelLog {
     vcpus: BTreeMap<u32, VcpuLog>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct VcpuLog {
     partial: Vec<u8>,
     lines: VecDeque<String>,

@@ -33,6 +33,22 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A directory that holds no snapshot that can be resumed, or cannot hold one.
+    #[error("snapshot `{path}`: {why}")]
+    Snapshot {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A snapshot cannot be written.
+    #[error("cannot save a snapshot in `{path}`: {source}")]
+    Saving {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The KVM device cannot be used.
     #[error("{path}: {why}")]
     NoKvm {
@@ -69,7 +85,9 @@ impl Error {
     /// Exit status of a command that ends with this error.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Image { .. } | Self::File { .. } => STATUS_MISUSE,
+            Self::Config(_) | Self::Image { .. } | Self::File { .. } | Self::Snapshot { .. } => {
+                STATUS_MISUSE
+            }
             _ => STATUS_FAILURE,
         }
     }

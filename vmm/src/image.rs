@@ -41,6 +41,19 @@ pub fn kernel(model: &str) -> Result<&'static [u8], Error> {
     })
 }
 
+/// The build id of an image, in hexadecimal.
+pub fn build_id(image: &[u8]) -> Option<String> {
+    let file = object::File::parse(image).ok()?;
+    let id = file.build_id().ok()??;
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The embedded kernel with a build id.
+pub fn kernel_of_build(id: &str) -> Option<&'static [u8]> {
+    let mut images = embedded::KERNELS.iter().map(|(_, image)| *image);
+    images.find(|image| build_id(image).as_deref() == Some(id))
+}
+
 /// A program: the embedded one of that name, or the file of that path.
 ///
 /// # Errors

@@ -4,15 +4,19 @@ use std::ffi::CString;
 use std::io;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_cpuid_entry2,
-    kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MP_STATE_RUNNABLE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 
 use fluke_abi::boot::{KERNEL_CS, KERNEL_SS};
+use fluke_abi::layout::PAGE_SIZE;
 
 use crate::boot::Entrance;
+use crate::config::MEMORY_MAX;
 use crate::error::Error;
 use crate::memory::Memory;
 
@@ -33,6 +37,7 @@ const TIMING_LEAF: u32 = 0x4000_0010;
 const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 
 const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
+const CR3_WRITE_THROUGH: u64 = 1 << 3;
 const CR4: u64 = 0x620; // OSXMMEXCPT OSFXSR PAE
 const CR4_SMEP: u64 = 1 << 20;
 const CR4_SMAP: u64 = 1 << 21;
@@ -72,11 +77,12 @@ pub fn open() -> Result<Kvm, Error> {
     }
 }
 
-/// Makes a VM with that memory, an interrupt controller, and room for `vcpus` vCPUs.
+/// Makes a VM with that memory, an interrupt controller, and room for `vcpus` vCPUs. Writes to the
+/// memory are logged if that is wanted, see [`take_dirty_log`].
 ///
 /// # Errors
 /// If KVM refuses.
-pub fn create_vm(kvm: &Kvm, memory: &Memory, vcpus: u32) -> Result<VmFd, Error> {
+pub fn create_vm(kvm: &Kvm, memory: &Memory, vcpus: u32, logged: bool) -> Result<VmFd, Error> {
     let vm = kvm.create_vm().map_err(Error::kvm("creating a VM"))?;
     vm.set_tss_address(TSS_ADDRESS)
         .map_err(Error::kvm("setting the TSS address"))?;
@@ -92,23 +98,107 @@ pub fn create_vm(kvm: &Kvm, memory: &Memory, vcpus: u32) -> Result<VmFd, Error> 
         vm.enable_cap(&cap)
             .map_err(Error::kvm("enabling more than 255 vCPUs"))?;
     }
+    set_memory(&vm, memory, logged)?;
+    Ok(vm)
+}
+
+/// The one slot of memory that a VM has.
+const SLOT: u32 = 0;
+
+/// Gives a VM its memory, or another flag to the memory it has: whether to log writes to it.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn set_memory(vm: &VmFd, memory: &Memory, logged: bool) -> Result<(), Error> {
     let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
+        slot: SLOT,
+        flags: if logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         guest_phys_addr: 0,
         memory_size: memory.size(),
         userspace_addr: memory.host_address()?,
     };
     // SAFETY: the range is the mapping of `memory`, a clone of which lives as long as any vCPU of
     // this VM, and is used by this process only through `vm-memory`.
-    unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("giving the VM its memory"))?;
-    Ok(vm)
+    unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("giving the VM its memory"))
+}
+
+/// Makes a vCPU forget all translations of addresses, as far as it may.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn flush_translations(fd: &VcpuFd) -> Result<(), Error> {
+    let sregs = fd
+        .get_sregs()
+        .map_err(Error::kvm("reading segment registers"))?;
+    set_and_flush(fd, &sregs)
+}
+
+/// Sets the segment and control registers of a vCPU, which forgets all translations: KVM only lets
+/// it do so when a register of paging changes, so one is given another value first.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn set_and_flush(fd: &VcpuFd, sregs: &kvm_sregs) -> Result<(), Error> {
+    let other = kvm_sregs {
+        cr3: sregs.cr3 ^ CR3_WRITE_THROUGH,
+        ..*sregs
+    };
+    for sregs in [&other, sregs] {
+        fd.set_sregs(sregs)
+            .map_err(Error::kvm("setting segment registers"))?;
+    }
+    Ok(())
+}
+
+/// Makes KVM forget what it knows of the guest's page tables. Where it shadows them, it sees what
+/// the guest writes to them, but not what this process does. No vCPU may run.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn forget_page_tables(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+    // Whatever memory a VM loses, KVM drops all shadows.
+    let mut region = kvm_userspace_memory_region {
+        slot: SLOT + 1,
+        flags: 0,
+        guest_phys_addr: MEMORY_MAX,
+        memory_size: PAGE_SIZE,
+        userspace_addr: memory.host_address()?,
+    };
+    for size in [PAGE_SIZE, 0] {
+        region.memory_size = size;
+        // SAFETY: the page is the first of `memory`, and is taken back before any vCPU runs.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(Error::kvm("making KVM forget page tables"))?;
+    }
+    Ok(())
+}
+
+/// Takes the log of the writes of the guest and of KVM: a bit for each page written to since the
+/// last time.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn take_dirty_log(vm: &VmFd, memory: &Memory) -> Result<Vec<u64>, Error> {
+    vm.get_dirty_log(SLOT, memory.size() as usize)
+        .map_err(Error::kvm("reading the dirty log"))
 }
 
 /// What all vCPUs of a machine can do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Processor {
-    cpuid: CpuId,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
+
+/// CPUID leaves whose bits are features: number, index, and the registers EAX to EDX.
+const FEATURES: [(u32, u32, [bool; 4]); 7] = [
+    (0x1, 0, [false, false, true, true]),
+    (0x7, 0, [false, true, true, true]),
+    (0x7, 1, [true, false, false, true]),
+    (0xd, 0, [true, false, false, true]),
+    (0xd, 1, [true, false, false, false]),
+    (0x8000_0001, 0, [false, false, true, true]),
+    (0x8000_0008, 0, [false, true, false, false]),
+];
 
 impl Processor {
     /// All that KVM supports on this host.
@@ -119,17 +209,48 @@ impl Processor {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("reading the supported CPUID"))?;
-        Ok(Self { cpuid })
+        Ok(Self {
+            cpuid: cpuid.as_slice().to_vec(),
+        })
     }
 
-    /// Gives a new vCPU its features and the registers to enter the guest with.
+    /// The first CPUID leaf with something that `other` has and this one lacks: another vendor, or
+    /// a feature.
+    pub fn lacks(&self, other: &Self) -> Option<u32> {
+        if self.leaf(0, 0)[1..] != other.leaf(0, 0)[1..] {
+            return Some(0);
+        }
+        let lacks = |&(function, index, registers): &(u32, u32, [bool; 4])| {
+            let (own, needed) = (self.leaf(function, index), other.leaf(function, index));
+            (0..4).any(|r| registers[r] && needed[r] & !own[r] != 0)
+        };
+        let missing = FEATURES.iter().find(|leaf| lacks(leaf));
+        missing.map(|(function, ..)| *function)
+    }
+
+    /// Registers EAX to EDX of a leaf; zero if there is none.
+    fn leaf(&self, function: u32, index: u32) -> [u32; 4] {
+        let mut leaves = self.cpuid.iter();
+        leaves
+            .find(|e| (e.function, e.index) == (function, index))
+            .map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    }
+
+    /// Gives a new vCPU its features.
     ///
     /// # Errors
     /// If KVM refuses.
-    pub fn set_up(&self, fd: &VcpuFd, id: u32, cpus: u32, at: &Entrance) -> Result<(), Error> {
+    pub fn set_up(&self, fd: &VcpuFd, id: u32, cpus: u32) -> Result<(), Error> {
         let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
         fd.set_cpuid2(&self.cpuid_of(id, cpus, tsc_khz)?)
-            .map_err(Error::kvm("setting CPUID"))?;
+            .map_err(Error::kvm("setting CPUID"))
+    }
+
+    /// Gives a new vCPU the registers to enter the guest with.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn start(&self, fd: &VcpuFd, id: u32, at: &Entrance) -> Result<(), Error> {
         let mut sregs = fd
             .get_sregs()
             .map_err(Error::kvm("reading segment registers"))?;
@@ -162,10 +283,7 @@ impl Processor {
 
     /// CR4 bits for the protections of kernel mode that the CPU has.
     fn protections(&self) -> u64 {
-        let leaf = self.cpuid.as_slice().iter();
-        let ebx = leaf
-            .filter(|e| e.function == 7 && e.index == 0)
-            .fold(0, |_, e| e.ebx);
+        let [_, ebx, ..] = self.leaf(7, 0);
         let smep = if ebx & 1 << 7 != 0 { CR4_SMEP } else { 0 };
         let smap = if ebx & 1 << 20 != 0 { CR4_SMAP } else { 0 };
         smep | smap
@@ -174,7 +292,6 @@ impl Processor {
     fn cpuid_of(&self, id: u32, cpus: u32, tsc_khz: u32) -> Result<CpuId, Error> {
         let mut entries: Vec<kvm_cpuid_entry2> = self
             .cpuid
-            .as_slice()
             .iter()
             .filter(|e| e.function != TIMING_LEAF)
             .copied()

@@ -2,21 +2,35 @@
 //! gives out while it lays out the machine.
 //!
 //! The memfd is zero, and stays so wherever nothing is written: on hosts that emulate kernel code,
-//! clearing memory in the guest would be most of the boot.
+//! clearing memory in the guest would be most of the boot. A machine made from a snapshot maps the
+//! snapshot's memfd, copy on write.
 
 use std::fs::File;
-use std::os::fd::FromRawFd;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
 use fluke_abi::layout::PAGE_SIZE;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::io::Errno;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::error::Error;
 
+/// The mapping, with a bit for each page that this process writes to.
+type Map = GuestMemoryMmap<AtomicBitmap>;
+
 /// Guest memory, shared by all who hold a clone.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    map: GuestMemoryMmap,
+    map: Map,
+    region: Arc<GuestRegionMmap<AtomicBitmap>>,
+    file: Arc<File>,
     size: u64,
 }
 
@@ -26,19 +40,47 @@ impl Memory {
     /// # Errors
     /// If the host has not so much address space.
     pub fn new(size: u64) -> Result<Self, Error> {
-        let file = memfd().map_err(Error::host("creating a memfd for guest memory"))?;
+        let file = File::from(
+            memfd_create("flukevm", MemfdFlags::CLOEXEC)
+                .map_err(|e| Error::host("creating a memfd for guest memory")(e.into()))?,
+        );
         file.set_len(size)
             .map_err(Error::host("sizing guest memory"))?;
-        let map = GuestMemoryMmap::from_ranges_with_files([(
-            GuestAddress(0),
-            size as usize,
-            Some(FileOffset::new(file, 0)),
-        )])
-        .map_err(|e| Error::Host {
+        Self::map_file(Arc::new(file), size, libc::MAP_SHARED)
+    }
+
+    /// Memory with the same contents, which neither sees what is written to the other from now
+    /// on: pages are shared until written to. The original must not be written to any more.
+    ///
+    /// # Errors
+    /// As [`Memory::new`].
+    pub fn copy_on_write(&self) -> Result<Self, Error> {
+        Self::map_file(self.file.clone(), self.size, libc::MAP_PRIVATE)
+    }
+
+    fn map_file(file: Arc<File>, size: u64, sharing: i32) -> Result<Self, Error> {
+        let fail = |source| Error::Host {
             what: "mapping guest memory; try a smaller --mem",
-            source: std::io::Error::other(e),
-        })?;
-        Ok(Self { map, size })
+            source,
+        };
+        let bytes = size as usize;
+        let region = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::with_len(bytes))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_NORESERVE | sharing)
+            .with_file_offset(FileOffset::from_arc(file.clone(), 0))
+            .build()
+            .map_err(|e| fail(io::Error::other(e)))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0))
+            .map(Arc::new)
+            .ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
+        let map =
+            Map::from_arc_regions(vec![region.clone()]).map_err(|e| fail(io::Error::other(e)))?;
+        Ok(Self {
+            map,
+            region,
+            file,
+            size,
+        })
     }
 
     /// Bytes.
@@ -47,7 +89,7 @@ impl Memory {
     }
 
     /// The mapping itself, for loaders.
-    pub fn map(&self) -> &GuestMemoryMmap {
+    pub fn map(&self) -> &Map {
         &self.map
     }
 
@@ -55,6 +97,33 @@ impl Memory {
     pub(crate) fn host_address(&self) -> Result<u64, Error> {
         let address = self.map.get_host_address(GuestAddress(0));
         Ok(address.map_err(|e| Error::Memory(e.to_string()))? as u64)
+    }
+
+    /// Whether both are clones of one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.region, &other.region)
+    }
+
+    /// Takes the log of this process's own writes: a bit for each page written to since the last
+    /// time.
+    pub(crate) fn take_written(&self) -> Vec<u64> {
+        self.region.bitmap().get_and_reset()
+    }
+
+    /// Runs of pages of the memfd that may be other than zero. Without copying on write, that is
+    /// all of the memory.
+    pub(crate) fn extents(&self) -> Result<Vec<Range<u64>>, Error> {
+        extents(&self.file, self.size).map_err(Error::host("looking for guest memory in use"))
+    }
+
+    /// Copies pages in from other memory.
+    pub(crate) fn copy_from(&self, other: &Self, pages: Range<u64>) -> Result<(), Error> {
+        let fail = |e: vm_memory::GuestMemoryError| Error::Memory(e.to_string());
+        let (at, bytes) = (GuestAddress(pages.start), pages.end - pages.start);
+        let from = other.map.get_slice(at, bytes as usize).map_err(fail)?;
+        let to = self.map.get_slice(at, bytes as usize).map_err(fail)?;
+        from.copy_to_volatile_slice(to);
+        Ok(())
     }
 
     /// Copies bytes in at a physical address.
@@ -96,14 +165,24 @@ impl Memory {
     }
 }
 
-fn memfd() -> std::io::Result<File> {
-    // SAFETY: the name is a C string; the call makes a descriptor and touches nothing else.
-    let fd = unsafe { libc::memfd_create(c"flukevm".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
+/// Runs of whole pages of a file of `size` bytes that are not holes, in order.
+///
+/// # Errors
+/// If the host does not tell.
+pub(crate) fn extents(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut runs = Vec::new();
+    let mut end = 0;
+    while end < size {
+        let start = match seek(file, SeekFrom::Data(end)) {
+            Ok(start) => start & !(PAGE_SIZE - 1),
+            // Nothing but a hole.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        end = seek(file, SeekFrom::Hole(start))?.next_multiple_of(PAGE_SIZE);
+        runs.push(start..end.min(size));
     }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok(runs)
 }
 
 /// Hands out page frames from a few ranges of physical memory, lowest first, never twice.

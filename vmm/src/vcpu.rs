@@ -1,17 +1,19 @@
 //! A vCPU: a thread, and the machine of states that it goes through.
 //!
 //! ```text
-//!            Run                    a stop reason, or Finish
-//!   Paused ───────▶ Running ─────────────────────────────────▶ Finished
-//!     ▲   ◀────────    │                                          ▲
-//!     │     Pause      │                 Finish                   │
-//!     └────────────────┴── (from Paused) ─────────────────────────┘
+//!            Run                  a stop reason
+//!   Paused ───────▶ Running ─────────────────────▶ Finished ──────▶ (the thread ends)
+//!     ▲   ◀────────                                   │     Finish
+//!     │     Pause, a point                            │
+//!     └───────────────────────────────────────────────┘
+//!                 Restore (also from Paused)
 //! ```
 //!
 //! A vCPU starts paused. It is told what to do by [`Command`]s, each followed by a kick, and tells
 //! what it did by [`Report`]s; nothing else is shared. Before it reports that it paused it has
 //! completed any pending I/O, so that its registers are those between two instructions. A thread
-//! that fails or panics still reports [`Report::Finished`], with the reason.
+//! that fails or panics still reports [`Report::Ended`], with the reason. `Finish` ends the
+//! thread from everywhere.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,6 +37,9 @@ use crate::error::Error;
 use crate::exit;
 use crate::kick;
 use crate::memory::Memory;
+use crate::point::{Point, Way};
+use crate::snapshot::tsc::Moment;
+use crate::snapshot::vcpu::VcpuState;
 use crate::stats::{Cause, VcpuCounters};
 use crate::stop::StopReason;
 
@@ -43,40 +48,81 @@ use crate::stop::StopReason;
 pub const KICK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Run the guest.
     Run,
+    /// Run the guest, and pause at a point.
+    RunTo(Point),
     /// Leave the guest and wait.
     Pause,
     /// Note whether user, kernel, or no code is running, and go on.
     Sample,
     /// Report the registers; only while paused.
     Registers,
+    /// Report the whole state; only while paused.
+    Save,
+    /// Take the state of the vCPU with the same number and pause; only while paused or finished.
+    Restore(Arc<Restored>),
     /// End the thread.
     Finish,
 }
 
 /// What was done.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Report {
     /// The vCPU is out of the guest, and waits.
     Paused(PauseReason),
+    /// The vCPU is out of the guest at the point that it was told to run to, and waits.
+    Reached,
     /// The registers.
     Registers(Box<Registers>),
+    /// The whole state, or why it cannot be had.
+    Saved(Result<Box<VcpuState>, Error>),
+    /// The vCPU has the state that it was given.
+    Restored,
     /// The command is not possible in the state the vCPU is in; nothing changed.
-    Refused(Command),
-    /// The thread is about to end; with a reason if it wants to end the whole machine.
-    Finished(Option<StopReason>),
+    Refused,
+    /// The vCPU wants to end the machine, and will only run again with another state.
+    Finished(StopReason),
+    /// The thread is about to end; with a reason if it cannot go on.
+    Ended(Option<StopReason>),
+}
+
+impl Report {
+    /// Whether it answers a command to pause: the vCPU is out of the guest, for now or for good.
+    pub fn settles(&self) -> bool {
+        matches!(self, Self::Paused(_)) || self.end().is_some()
+    }
+
+    /// Whether the vCPU will not run any more by itself; the reason if it has one.
+    pub fn end(&self) -> Option<Option<&StopReason>> {
+        match self {
+            Self::Finished(stop) => Some(Some(stop)),
+            Self::Ended(stop) => Some(stop.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+/// States for vCPUs.
+#[derive(Debug)]
+pub struct Restored {
+    /// By the numbers of the vCPUs.
+    pub vcpus: Arc<Vec<VcpuState>>,
+    /// When.
+    pub moment: Moment,
 }
 
 /// Why a vCPU paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PauseReason {
-    /// It has not run yet.
+    /// It has not run yet, or not since it was given its state.
     Start,
     /// It was told to.
     Command,
+    /// It came to the point that it was told to run to.
+    Point,
 }
 
 /// Registers of a paused vCPU.
@@ -105,6 +151,8 @@ pub struct Context {
     pub image: Option<Image>,
     /// Counters.
     pub counters: Arc<VcpuCounters>,
+    /// The MSRs that KVM lists.
+    pub msrs: Arc<[u32]>,
     /// Where to count the kernel's instructions, if that is wanted.
     pub counts: Option<SharedCounts>,
     /// Where reports go.
@@ -133,10 +181,11 @@ impl Vcpu {
                     context,
                     inbox,
                     counter: None,
+                    way: None,
                 };
                 let caught = catch_unwind(AssertUnwindSafe(|| runner.main()));
                 let stop = caught.unwrap_or_else(|panic| Some(runner.panicked(&*panic)));
-                runner.report(Report::Finished(stop));
+                runner.report(Report::Ended(stop));
             })
             .map_err(Error::host("starting a vCPU thread; try fewer --vcpus"))?;
         Ok(Self {
@@ -188,7 +237,9 @@ impl Drop for Vcpu {
 enum State {
     Paused(PauseReason),
     Running,
-    Finished(Option<StopReason>),
+    Finished(StopReason),
+    /// The thread ends; with a reason if it cannot go on.
+    Ended(Option<StopReason>),
 }
 
 /// What a stay in the guest ended with.
@@ -197,6 +248,8 @@ enum Left {
     Stepped,
     /// A kick, or nothing at all.
     Kicked,
+    /// The point that the vCPU was told to run to, with an access pending or not.
+    Point(bool),
     /// An access that KVM completes when the guest is next entered.
     Access,
     /// Something that ends the machine.
@@ -219,6 +272,8 @@ struct Runner {
     context: Context,
     inbox: Receiver<Command>,
     counter: Option<Counter>,
+    /// Where to pause.
+    way: Option<Way>,
 }
 
 impl Runner {
@@ -237,7 +292,8 @@ impl Runner {
             state = match state {
                 State::Paused(why) => self.paused(why),
                 State::Running => self.running(),
-                State::Finished(stop) => return stop,
+                State::Finished(stop) => self.finished(stop),
+                State::Ended(stop) => return stop,
             };
         }
     }
@@ -248,26 +304,80 @@ impl Runner {
             // A sender that is gone means that nobody waits for this vCPU any more.
             match self.inbox.recv().unwrap_or(Command::Finish) {
                 Command::Run => return State::Running,
-                Command::Finish => return State::Finished(None),
+                Command::RunTo(point) => {
+                    match Way::start(&self.fd, point) {
+                        Ok(way) => self.way = Some(way),
+                        Err(error) => {
+                            return State::Ended(Some(self.failed(error.to_string(), None)));
+                        }
+                    }
+                    return State::Running;
+                }
+                Command::Finish => return State::Ended(None),
                 // Pausing twice is no error, and says the same thing.
                 Command::Pause => self.report(Report::Paused(why)),
                 Command::Registers => match (self.fd.get_regs(), self.fd.get_sregs()) {
                     (Ok(general), Ok(special)) => {
                         self.report(Report::Registers(Box::new(Registers { general, special })));
                     }
-                    _ => self.report(Report::Refused(Command::Registers)),
+                    _ => self.report(Report::Refused),
                 },
+                Command::Save => {
+                    let state = VcpuState::save(&self.fd, &self.context.msrs);
+                    self.report(Report::Saved(state.map(Box::new)));
+                }
+                Command::Restore(states) => return self.restore(&states),
                 Command::Sample => {}
             }
         }
     }
 
-    /// Runs the guest until a command or a reason to stop.
+    /// After a stop, waits for a state to go on with.
+    fn finished(&mut self, stop: StopReason) -> State {
+        self.report(Report::Finished(stop));
+        loop {
+            match self.inbox.recv().unwrap_or(Command::Finish) {
+                Command::Finish => return State::Ended(None),
+                Command::Restore(states) => {
+                    self.drop_access();
+                    return self.restore(&states);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn restore(&mut self, states: &Restored) -> State {
+        let result = match states.vcpus.get(self.context.id as usize) {
+            Some(state) => state.restore(&self.fd, &states.moment),
+            None => Err(Error::Config("there is no state for it".into())),
+        };
+        match result {
+            Ok(()) => {
+                self.report(Report::Restored);
+                State::Paused(PauseReason::Start)
+            }
+            Err(error) => State::Ended(Some(self.failed(error.to_string(), None))),
+        }
+    }
+
+    /// Runs the guest until a command, a point, or a reason to stop.
     fn running(&mut self) -> State {
+        let state = self.run();
+        if let Some(way) = self.way.take() {
+            way.end(&self.fd);
+        }
+        state
+    }
+
+    fn run(&mut self) -> State {
         let mut access_pending = false;
         loop {
             match self.enter() {
-                Left::Stop(reason) => return State::Finished(Some(reason)),
+                Left::Stop(reason) => return State::Finished(reason),
+                Left::Point(access_pending) => {
+                    return self.pause(access_pending, PauseReason::Point);
+                }
                 Left::Access => {
                     access_pending = true;
                     continue;
@@ -278,21 +388,28 @@ impl Runner {
             kick::drain();
             while let Ok(command) = self.inbox.try_recv() {
                 match command {
-                    Command::Run => {}
+                    Command::Run | Command::RunTo(_) => {}
                     Command::Sample => self.sample(),
-                    Command::Finish => return State::Finished(None),
-                    Command::Registers => self.report(Report::Refused(command)),
-                    Command::Pause => {
-                        if access_pending && let Some(reason) = self.complete_access() {
-                            return State::Finished(Some(reason));
-                        }
-                        self.report(Report::Paused(PauseReason::Command));
-                        return State::Paused(PauseReason::Command);
+                    Command::Finish => return State::Ended(None),
+                    Command::Registers | Command::Save | Command::Restore(_) => {
+                        self.report(Report::Refused);
                     }
+                    Command::Pause => return self.pause(access_pending, PauseReason::Command),
                 }
             }
             access_pending = false;
         }
+    }
+
+    fn pause(&mut self, access_pending: bool, why: PauseReason) -> State {
+        if access_pending && let Some(reason) = self.complete_access() {
+            return State::Finished(reason);
+        }
+        self.report(match why {
+            PauseReason::Point => Report::Reached,
+            _ => Report::Paused(why),
+        });
+        State::Paused(why)
     }
 
     /// Lets KVM complete an access: its effect on registers is only seen after the next entry,
@@ -302,13 +419,25 @@ impl Runner {
         // A string instruction may go on to its next part.
         let stop = loop {
             match self.enter() {
-                Left::Access | Left::Stepped => {}
+                Left::Access | Left::Stepped | Left::Point(_) => {}
                 Left::Kicked => break None,
                 Left::Stop(reason) => break Some(reason),
             }
         };
         self.fd.set_kvm_immediate_exit(0);
         stop
+    }
+
+    /// Lets KVM forget an access that a stopped vCPU may have pending: completed later, it would
+    /// change the state that the vCPU is given.
+    fn drop_access(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        while self
+            .fd
+            .run()
+            .is_ok_and(|exit| !matches!(exit, VcpuExit::Intr))
+        {}
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// One stay in the guest, and what it asked for.
@@ -343,7 +472,11 @@ impl Runner {
                 if let Some(counter) = &mut self.counter {
                     counter.stopped(&self.fd, &self.context.memory);
                 }
-                Left::Stepped
+                match self.way.as_mut().map(|way| way.stopped(&self.fd)) {
+                    Some(Ok(true)) => Left::Point(false),
+                    Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
+                    _ => Left::Stepped,
+                }
             }
             Exit::Mmio(address, write) => {
                 self.context.counters.count(Cause::Mmio);
@@ -394,6 +527,11 @@ impl Runner {
         let port = pio.port;
         self.context.counters.count(cause);
         match result {
+            Ok(Some(Signal::Event(Event::FirstUser)))
+                if self.way.as_ref().is_some_and(Way::ends_at_first_user) =>
+            {
+                Left::Point(true)
+            }
             Ok(None | Some(Signal::Event(Event::FirstUser))) => Left::Access,
             Ok(Some(Signal::Exit(status))) => Left::Stop(StopReason::Exited(status)),
             Ok(Some(Signal::Event(Event::Deadlock))) => Left::Stop(StopReason::Deadlock),

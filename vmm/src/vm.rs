@@ -2,25 +2,26 @@
 //!
 //! [`Vm::new`] builds everything and starts the vCPU threads, paused. [`Vm::run`] is all that most
 //! callers want; tests and tools drive the machine themselves with [`Vm::resume`], [`Vm::pause`]
-//! and [`Vm::wait`]. The control plane (reports, timeout, signals, sampling) is a tokio runtime in
-//! the caller's thread; it never waits for anything while holding what a vCPU needs.
+//! and [`Vm::wait`].
 
-use std::collections::BTreeSet;
-use std::future::pending;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::SignalKind;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::error::Elapsed;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
-use fluke_abi::boot::Extent;
+use fluke_abi::boot::{Extent, Gate};
 
 use crate::boot::{self, Entrance, FlukeGuest, MachineInfo};
 use crate::bus::Bus;
-use crate::config::{ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Preempt, Size, VmConfig};
+use crate::config::{
+    Configuration, ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Preempt, Size, VmConfig,
+};
+use crate::control::Control;
 use crate::count::{SharedCounts, Visits};
 use crate::devices::Devices;
 use crate::doctor;
@@ -28,6 +29,8 @@ use crate::error::Error;
 use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
+use crate::point::Point;
+use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
 use crate::store::Store;
@@ -35,31 +38,33 @@ use crate::vcpu::{Command, Context, Image, KICK_AGAIN, Registers, Report, Vcpu};
 
 /// A machine.
 pub struct Vm {
-    vcpus: Vec<Vcpu>,
+    pub(crate) fd: VmFd,
+    pub(crate) vcpus: Vec<Vcpu>,
     counters: Vec<Arc<VcpuCounters>>,
-    memory: Memory,
-    stats: Option<Extent>,
-    devices: Devices,
+    pub(crate) memory: Memory,
+    pub(crate) memory_log: MemoryLog,
+    pub(crate) kind: Kind,
+    pub(crate) image: Option<Image>,
+    pub(crate) devices: Devices,
     store: Option<Arc<Mutex<Store>>>,
     console: ConsoleSink,
-    control: Control,
-    counts: Option<SharedCounts>,
+    pub(crate) control: Control,
+    pub(crate) counts: Option<SharedCounts>,
     created: Instant,
 }
 
-/// The control plane.
-struct Control {
-    runtime: Runtime,
-    reports: UnboundedReceiver<(u32, Report)>,
-    /// The first reason to stop that a vCPU gave; the machine has stopped when there is one.
-    stop: Option<StopReason>,
-    /// vCPUs that will not report any more.
-    finished: BTreeSet<u32>,
-    timeout: Option<Duration>,
-    /// When the machine first ran.
-    started: Option<Instant>,
-    interrupt: Option<(Signal, Signal)>,
-    sampling: Option<Interval>,
+/// What a machine is from its making to its end, wherever it goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Kind {
+    /// Of the kernel, if it is ours.
+    pub configuration: Option<Configuration>,
+    /// Whether programs trap by `syscall`, which not every host can do.
+    pub needs_syscall: bool,
+    pub processor: Processor,
+    /// Frequency of the time-stamp counter, kHz.
+    pub tsc_khz: u32,
+    /// Where the kernel counts, if it does: physical address and bytes.
+    pub stats: Option<(u64, u64)>,
 }
 
 /// How a run ended.
@@ -118,17 +123,29 @@ impl Vm {
                 config.vcpus
             )));
         }
-        let memory = Memory::new(config.memory)?;
-        let vm = kvm::create_vm(&kvm, &memory, config.vcpus)?;
-        let processor = Processor::new(&kvm)?;
+        let host = Processor::new(&kvm)?;
+        let (memory, memory_log, processor) = match &config.guest {
+            Guest::Snapshot(snapshot) => {
+                snapshot.check_host(&host)?;
+                let base = snapshot.memory.clone();
+                let processor = snapshot.machine.kind.processor.clone();
+                (base.copy_on_write()?, MemoryLog::of(base), processor)
+            }
+            _ => (Memory::new(config.memory)?, MemoryLog::default(), host),
+        };
+        let fd = kvm::create_vm(&kvm, &memory, config.vcpus, memory_log.is_on())?;
         let fds = (0..config.vcpus)
-            .map(|id| vm.create_vcpu(u64::from(id)))
+            .map(|id| fd.create_vcpu(u64::from(id)))
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::kvm("creating a vCPU; try fewer --vcpus"))?;
         let tsc_khz = fds[0].get_tsc_khz().map_err(Error::kvm(
             "reading the frequency of the time-stamp counter",
         ))?;
-        let (entrance, image) = lay_out(&config, &memory, u64::from(tsc_khz))?;
+        let (kind, entrance, image) = lay_out(&config, &memory, processor, tsc_khz)?;
+        let msrs = kvm
+            .get_msr_index_list()
+            .map_err(Error::kvm("reading the list of MSRs"))?;
+        let msrs: Arc<[u32]> = msrs.as_slice().into();
 
         let mut bus = Bus::default();
         let devices = Devices::new(&mut bus, config.console.clone())
@@ -145,8 +162,20 @@ impl Vm {
         let counts = config.count.then(SharedCounts::default);
         let mut vcpus = Vec::new();
         let mut counters = Vec::new();
-        for (id, fd) in (0..).zip(fds) {
-            processor.set_up(&fd, id, config.vcpus, &entrance)?;
+        for (id, vcpu) in (0..).zip(fds) {
+            if kind.tsc_khz != tsc_khz {
+                vcpu.set_tsc_khz(kind.tsc_khz).map_err(|_| {
+                    Error::Config(format!(
+                        "the machine's time-stamp counter runs at {} kHz, and this host can only \
+                         do {tsc_khz} kHz",
+                        kind.tsc_khz
+                    ))
+                })?;
+            }
+            kind.processor.set_up(&vcpu, id, config.vcpus)?;
+            if let Some(entrance) = &entrance {
+                kind.processor.start(&vcpu, id, entrance)?;
+            }
             let counter = Arc::new(VcpuCounters::default());
             counters.push(counter.clone());
             let context = Context {
@@ -156,23 +185,31 @@ impl Vm {
                 devices: devices.clone(),
                 image: image.clone(),
                 counters: counter,
+                msrs: msrs.clone(),
                 counts: counts.clone(),
                 reports: reports.clone(),
             };
-            vcpus.push(Vcpu::spawn(fd, context)?);
+            vcpus.push(Vcpu::spawn(vcpu, context)?);
         }
-        Ok(Self {
+        let mut machine = Self {
+            fd,
             vcpus,
             counters,
             memory,
-            stats: entrance.stats,
+            memory_log,
+            kind,
+            image,
             devices,
             store,
             control: Control::new(&config, inbox)?,
             console: config.console,
             counts,
             created,
-        })
+        };
+        if let Guest::Snapshot(snapshot) = &config.guest {
+            machine.reset(snapshot)?;
+        }
+        Ok(machine)
     }
 
     /// Runs the machine to its end.
@@ -191,8 +228,30 @@ impl Vm {
 
     /// Lets all vCPUs run.
     pub fn resume(&mut self) {
-        self.control.started.get_or_insert_with(Instant::now);
-        self.send(Command::Run);
+        self.control.start();
+        self.send(&Command::Run);
+    }
+
+    /// Runs one vCPU to a point while the others stay paused. Returns whether it came there within
+    /// `limit`; it is paused in either case.
+    ///
+    /// # Errors
+    /// The reason, if the machine stopped for good instead.
+    pub fn run_to(&mut self, vcpu: u32, point: Point, limit: Duration) -> Result<bool, StopReason> {
+        self.control.start();
+        if let Some(vcpu) = self.vcpus.get(vcpu as usize) {
+            vcpu.send(Command::RunTo(point));
+        }
+        let deadline = Instant::now().checked_add(limit);
+        loop {
+            let left = deadline.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
+            match self.control.next_report(left) {
+                Ok(Some((id, Report::Reached))) if id == vcpu => return Ok(true),
+                Ok(Some((_, report))) if report.end().is_none() => {}
+                // It stopped, or the time is up: no harm in a pause, which says which.
+                _ => return self.pause().map(|()| false),
+            }
+        }
     }
 
     /// Stops all vCPUs between two instructions; returns when none runs any more.
@@ -200,14 +259,14 @@ impl Vm {
     /// # Errors
     /// The reason, if the machine stopped for good instead.
     pub fn pause(&mut self) -> Result<(), StopReason> {
-        self.send(Command::Pause);
+        self.send(&Command::Pause);
         let all = 0..self.vcpus.len() as u32;
         let mut running: BTreeSet<u32> = all
             .filter(|id| !self.control.finished.contains(id))
             .collect();
         while !running.is_empty() {
             match self.next_report() {
-                Some((id, Report::Paused(_) | Report::Finished(_))) => drop(running.remove(&id)),
+                Some((id, report)) if report.settles() => drop(running.remove(&id)),
                 Some(_) => {}
                 None => break,
             }
@@ -224,10 +283,42 @@ impl Vm {
         loop {
             match self.next_report()? {
                 (id, Report::Registers(registers)) if id == vcpu => return Some(*registers),
-                (id, Report::Refused(_) | Report::Finished(_)) if id == vcpu => return None,
+                (id, Report::Refused) if id == vcpu => return None,
+                (id, report) if id == vcpu && report.end().is_some() => return None,
                 _ => {}
             }
         }
+    }
+
+    /// Waits until every vCPU has answered the command it was sent; the answers, in order of vCPUs.
+    /// `answer` takes them out of the reports.
+    ///
+    /// # Errors
+    /// If a vCPU does not do what it was told.
+    pub(crate) fn answers<T>(
+        &mut self,
+        answer: impl Fn(Report) -> Option<Result<T, Error>>,
+    ) -> Result<Vec<T>, Error> {
+        let mut answers = BTreeMap::new();
+        while answers.len() < self.vcpus.len() {
+            if self.control.ended {
+                let stop = self.control.stop.as_ref();
+                let why = stop.map_or("its vCPUs have ended".into(), ToString::to_string);
+                return Err(Error::Config(format!("the machine has failed: {why}")));
+            }
+            match self.next_report() {
+                Some((id, Report::Refused)) => {
+                    return Err(Error::Config(format!("vCPU {id} is not paused")));
+                }
+                Some((id, report)) => {
+                    if let Some(answer) = answer(report) {
+                        answers.insert(id, answer?);
+                    }
+                }
+                None => self.control.ended = true,
+            }
+        }
+        Ok(answers.into_values().collect())
     }
 
     /// Waits for a report; none if no vCPU is left to make one.
@@ -251,15 +342,35 @@ impl Vm {
         control.wait(limit, || vcpus.iter().for_each(|v| v.send(Command::Sample)))
     }
 
+    /// From now on a signal ends a [`Vm::wait`] as its limit does.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn notice(&mut self, kind: SignalKind) -> Result<(), Error> {
+        self.control.notice(kind)
+    }
+
+    /// Frequency of the guest's time-stamp counter, kHz.
+    pub fn tsc_khz(&self) -> u32 {
+        self.kind.tsc_khz
+    }
+
+    /// Configuration of the kernel, if it is ours.
+    pub fn configuration(&self) -> Option<Configuration> {
+        self.kind.configuration
+    }
+
     /// Ends all vCPUs and says how it went.
     pub fn finish(mut self, stop: StopReason) -> Outcome {
         let elapsed = self.created.elapsed();
-        self.send(Command::Finish);
+        self.send(&Command::Finish);
         self.vcpus.iter_mut().for_each(Vcpu::join);
         self.devices.flush();
+        let stats = self.kind.stats;
+        let stats = stats.map(|(start, size)| Extent { start, size });
         let stats = (0..)
             .zip(&self.counters)
-            .map(|(id, counters)| VcpuStats::collect(id, counters, &self.memory, self.stats))
+            .map(|(id, counters)| VcpuStats::collect(id, counters, &self.memory, stats))
             .collect();
         let counted =
             |counts: SharedCounts| counts.lock().unwrap_or_else(PoisonError::into_inner).rows();
@@ -289,134 +400,15 @@ impl Vm {
         }
     }
 
-    fn send(&self, command: Command) {
-        self.vcpus.iter().for_each(|v| v.send(command));
+    pub(crate) fn send(&self, command: &Command) {
+        self.vcpus.iter().for_each(|v| v.send(command.clone()));
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
         // All at once, rather than each with its own wait.
-        self.send(Command::Finish);
-    }
-}
-
-impl Control {
-    fn new(config: &VmConfig, reports: UnboundedReceiver<(u32, Report)>) -> Result<Self, Error> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Error::host("starting the control plane"))?;
-        let guard = runtime.enter();
-        let interrupt = match config.signals {
-            true => Some((
-                signal(SignalKind::interrupt()).map_err(Error::host("catching SIGINT"))?,
-                signal(SignalKind::terminate()).map_err(Error::host("catching SIGTERM"))?,
-            )),
-            false => None,
-        };
-        let sampling = config.sampling.map(|period| {
-            let mut ticks = interval(period);
-            // Samples missed while the host was busy would not be samples of different times.
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            ticks
-        });
-        drop(guard);
-        Ok(Self {
-            runtime,
-            reports,
-            stop: None,
-            finished: BTreeSet::new(),
-            timeout: config.timeout,
-            started: None,
-            interrupt,
-            sampling,
-        })
-    }
-
-    /// Waits for a report, at most for `limit`; none if no vCPU is left to make one.
-    fn next_report(&mut self, limit: Duration) -> Result<Option<(u32, Report)>, Elapsed> {
-        let report = self
-            .runtime
-            .block_on(async { timeout(limit, self.reports.recv()).await })?;
-        if let Some((id, Report::Finished(stop))) = &report {
-            self.finished.insert(*id);
-            if self.stop.is_none() {
-                self.stop.clone_from(stop);
-            }
-        }
-        Ok(report)
-    }
-
-    fn wait(&mut self, limit: Duration, sample: impl Fn()) -> Option<StopReason> {
-        if let Some(stop) = &self.stop {
-            return Some(stop.clone());
-        }
-        let now = Instant::now();
-        let limit = now.checked_add(limit);
-        let timeout = self.timeout;
-        let deadline = timeout.and_then(|t| self.started.unwrap_or(now).checked_add(t));
-        let Self {
-            reports,
-            interrupt,
-            sampling,
-            finished,
-            ..
-        } = self;
-        let found = self.runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    biased;
-                    report = reports.recv() => match report {
-                        Some((id, Report::Finished(stop))) => {
-                            finished.insert(id);
-                            if stop.is_some() {
-                                return stop;
-                            }
-                        }
-                        Some(_) => {}
-                        None => return Some(StopReason::VcpuFailed {
-                            vcpu: 0,
-                            why: "all vCPU threads ended without a reason".into(),
-                            crash: None,
-                        }),
-                    },
-                    name = interrupted(interrupt) => return Some(StopReason::Interrupted(name)),
-                    () = until(deadline) => {
-                        return Some(StopReason::Timeout(timeout.unwrap_or_default()));
-                    }
-                    () = until(limit) => return None,
-                    () = tick(sampling) => sample(),
-                }
-            }
-        });
-        self.stop.clone_from(&found);
-        found
-    }
-}
-
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
-        None => pending().await,
-    }
-}
-
-async fn tick(ticks: &mut Option<Interval>) {
-    match ticks {
-        Some(ticks) => drop(ticks.tick().await),
-        None => pending().await,
-    }
-}
-
-/// Waits for a signal that ends the machine; its name.
-async fn interrupted(signals: &mut Option<(Signal, Signal)>) -> &'static str {
-    match signals {
-        Some((interrupt, terminate)) => tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
-        },
-        None => pending().await,
+        self.send(&Command::Finish);
     }
 }
 
@@ -439,6 +431,13 @@ fn check_sizes(config: &VmConfig) -> Result<(), Error> {
             Size(MEMORY_MAX)
         )));
     }
+    if let Guest::Snapshot(snapshot) = &config.guest
+        && (config.vcpus, config.memory) != (snapshot.vcpus(), snapshot.memory_size())
+    {
+        return Err(Error::Config(
+            "a saved machine has the vCPUs and the memory that it had".into(),
+        ));
+    }
     if !config.memory.is_multiple_of(4096) {
         return Err(Error::Config(format!(
             "{memory} of memory is no whole number of pages; give a multiple of 4 KiB"
@@ -447,28 +446,38 @@ fn check_sizes(config: &VmConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Fills the memory. Returns how vCPUs start, and the image that has the symbols.
+/// Fills the memory. Returns what the machine is, how its vCPUs start if they do not go on from
+/// somewhere, and the image that has the symbols.
 fn lay_out(
     config: &VmConfig,
     memory: &Memory,
-    tsc_khz: u64,
-) -> Result<(Entrance, Option<Image>), Error> {
+    processor: Processor,
+    tsc_khz: u32,
+) -> Result<(Kind, Option<Entrance>, Option<Image>), Error> {
+    let mut kind = Kind {
+        configuration: None,
+        needs_syscall: false,
+        processor,
+        tsc_khz,
+        stats: None,
+    };
     match &config.guest {
-        Guest::Flat(code) => Ok((boot::flat(memory, code)?, None)),
+        Guest::Flat(code) => Ok((kind, Some(boot::flat(memory, code)?), None)),
         Guest::Fluke {
             kernel,
-            preempt,
+            configuration,
             root,
             program,
             args,
             files,
         } => {
+            let gate = doctor::gate()?;
             let machine = MachineInfo {
                 cpus: config.vcpus,
-                gate: doctor::gate()?,
-                tsc_khz,
+                gate,
+                tsc_khz: tsc_khz.into(),
                 apic_timer_khz: APIC_TIMER_KHZ,
-                preemption_points: *preempt != Preempt::None,
+                preemption_points: configuration.preempt() != Preempt::None,
                 clock: config.clock,
                 store: config.store.is_some(),
             };
@@ -480,7 +489,14 @@ fn lay_out(
                 files,
             };
             let entrance = boot::fluke(memory, &machine, &guest)?;
-            Ok((entrance, Some(Arc::new(kernel.clone()))))
+            kind.configuration = Some(*configuration);
+            kind.needs_syscall = gate == Gate::Syscall;
+            kind.stats = entrance.stats.map(|stats| (stats.start, stats.size));
+            Ok((kind, Some(entrance), Some(Arc::new(kernel.clone()))))
+        }
+        Guest::Snapshot(snapshot) => {
+            let image = snapshot.image.clone();
+            Ok((snapshot.machine.kind.clone(), None, image))
         }
     }
 }

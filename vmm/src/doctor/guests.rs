@@ -306,6 +306,15 @@ flukevm_doctor_write:
     out {mark}, eax
     jmp flukevm_doctor_write
 
+    // Read at CPL 3 where the host says.
+    .globl flukevm_doctor_read
+flukevm_doctor_read:
+    flukevm_doctor_to_user 2f, 2
+2:  mov rbx, [{input}]
+    mov eax, [rbx]
+    int3
+    jmp 2b
+
     .purgem flukevm_doctor_to_user
     .purgem flukevm_doctor_apic_on
     .purgem flukevm_doctor_eoi
@@ -402,4 +411,6 @@ labels! {
     BreakCpl3 = flukevm_doctor_break_cpl3,
     /// Writes to the address in `INPUT`, mark 1, for ever.
     Write = flukevm_doctor_write,
+    /// Reads at CPL 3 from the address in `INPUT`, marks what it read, for ever.
+    Read = flukevm_doctor_read,
 }

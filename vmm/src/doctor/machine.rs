@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::error::Error;
 use super::guests::{self, Label};
 use super::watchdog::Stop;
+use crate::snapshot::tsc;
 
 /// Environment variable with the path of the KVM device.
 const DEVICE_VARIABLE: &str = "FLUKEVM_KVM";
@@ -28,6 +29,9 @@ const SLOT: u32 = 0;
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
+const PT: u64 = 0x4000;
+/// Virtual address above everything that is mapped one to one.
+pub const WINDOW: u64 = 2 << 20;
 const GDT: u64 = 0x5000;
 const TSS: u64 = 0x6000;
 const IDT: u64 = 0x7000;
@@ -194,6 +198,13 @@ impl Machine {
             .map_err(|e| Broken::Host(format!("writing guest memory: {e}")))
     }
 
+    /// Maps the page at [`WINDOW`] to the one at a physical address.
+    pub fn map_window(&self, page: u64) -> Result<(), Broken> {
+        const USER_PAGE: u64 = 0x7; // present, writable, user
+        self.write(PD + 8, PT | USER_PAGE)?;
+        self.write(PT, page | USER_PAGE)
+    }
+
     /// Takes the dirty log: a bit for each page written since the last time.
     pub fn take_dirty_log(&self) -> Result<Vec<u64>, Broken> {
         let log = self.vm.get_dirty_log(SLOT, MEMORY);
@@ -312,6 +323,20 @@ impl Cpu {
         self.fd
             .set_sregs(&special)
             .map_err(host("setting registers"))
+    }
+
+    /// Makes the CPU forget all translations of addresses, as far as it may.
+    pub fn flush(&self) -> Result<(), Broken> {
+        crate::kvm::flush_translations(&self.fd).map_err(|error| Broken::Host(error.to_string()))
+    }
+
+    /// Sets the time-stamp counter to something else, and looks whether it is.
+    pub fn move_time(&self) -> Result<(), Broken> {
+        match tsc::can_be_set(&self.fd) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Broken::Wrong("KVM does not set it".into())),
+            Err(error) => Err(Broken::Host(error.to_string())),
+        }
     }
 
     /// Stops after every instruction, or not.

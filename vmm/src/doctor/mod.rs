@@ -52,6 +52,22 @@ pub fn gate() -> Result<Gate, Error> {
     Ok(*GATE.get_or_init(|| gate))
 }
 
+/// Whether KVM keeps translations of its own that do not follow what this process writes to the
+/// guest's page tables. Asks the host once in the life of the process.
+///
+/// # Errors
+/// If there is no usable KVM.
+pub fn shadows_page_tables() -> Result<bool, Error> {
+    static SHADOWS: OnceLock<bool> = OnceLock::new();
+    let _one = PROBING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(shadows) = SHADOWS.get() {
+        return Ok(*shadows);
+    }
+    let (kvm, _) = open()?;
+    let shadows = probes::host_page_tables(&kvm).is_err();
+    Ok(*SHADOWS.get_or_init(|| shadows))
+}
+
 /// Looks at everything. Takes about half a second, the first time in the life of the process.
 ///
 /// # Errors
@@ -140,6 +156,8 @@ fn examine() -> Result<Report, Error> {
             probes::breakpoints_cpl3(&kvm),
         ),
         dirty_log: problems.works("dirty_log", probes::dirty_log(&kvm)),
+        host_page_tables: problems.works("host_page_tables", probes::host_page_tables(&kvm)),
+        settable_tsc: problems.works("settable_tsc", probes::tsc(&kvm)),
         max_vcpus: kvm.get_max_vcpus(),
         recommended_vcpus: kvm.get_nr_vcpus(),
         cpl0_instruction_ns: cpl0_ns,

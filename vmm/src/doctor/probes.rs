@@ -7,7 +7,7 @@ use fluke_abi::boot::{Gate, KERNEL_CS, USER_CS};
 use kvm_ioctls::Kvm;
 
 use super::guests::{self, Label};
-use super::machine::{Broken, Cpu, Event, Machine};
+use super::machine::{Broken, Cpu, Event, Machine, WINDOW};
 use super::watchdog::{Bounded, Stop, bounded};
 
 /// A timed loop is long enough when it takes this.
@@ -151,6 +151,28 @@ pub fn dirty_log(kvm: &Arc<Kvm>) -> Result<(), Broken> {
         }
         Ok(())
     })
+}
+
+/// Does a CPU that forgets its translations see what the host has written to its page tables?
+pub fn host_page_tables(kvm: &Arc<Kvm>) -> Result<(), Broken> {
+    const PAGES: [u64; 2] = [0x8_0000, 0x9_0000];
+    let kvm = Arc::clone(kvm);
+    bounded(move |stop| {
+        let mut cpu = boot(&kvm, Machine::new(&kvm)?, Label::Read)?;
+        cpu.machine.write(guests::INPUT, WINDOW)?;
+        for (mark, page) in (1u32..).zip(PAGES) {
+            cpu.machine.write(page, mark.into())?;
+            cpu.machine.map_window(page)?;
+            cpu.flush()?;
+            cpu.expect(stop, Event::Mark(mark))?;
+        }
+        Ok(())
+    })
+}
+
+/// Can a machine's time-stamp counter be set?
+pub fn tsc(kvm: &Arc<Kvm>) -> Result<(), Broken> {
+    boot(kvm, Machine::new(kvm)?, Label::Write)?.move_time()
 }
 
 /// Nanoseconds for a turn of a guest that loops [`guests::INPUT`] times between marks 1 and 2.

@@ -46,6 +46,10 @@ pub struct Report {
     pub hardware_breakpoints_at_cpl3: bool,
     /// Whether KVM tells which pages were written.
     pub dirty_log: bool,
+    /// Whether KVM follows what this process writes to a guest's page tables.
+    pub host_page_tables: bool,
+    /// Whether the time-stamp counter of a guest can be set.
+    pub settable_tsc: bool,
     /// Most vCPUs of a machine.
     pub max_vcpus: usize,
     /// Most vCPUs that KVM recommends.
@@ -146,7 +150,7 @@ impl Report {
         ]
     }
 
-    fn feature_lines(&self) -> [Finding; 9] {
+    fn feature_lines(&self) -> [Finding; 11] {
         [
             self.feature(
                 "sse_at_cpl0",
@@ -203,6 +207,20 @@ impl Report {
                 self.dirty_log,
                 "KVM tells which pages were written.",
                 "KVM does not tell which pages were written.",
+            ),
+            self.feature(
+                "host_page_tables",
+                "Page tables, host",
+                self.host_page_tables,
+                "KVM follows what flukevm writes to them: resetting a machine is cheapest.",
+                "KVM keeps shadows of them, which it drops when a machine is reset.",
+            ),
+            self.feature(
+                "settable_tsc",
+                "TSC can be set",
+                self.settable_tsc,
+                "The time of a saved machine stands still.",
+                "Time passes for a saved machine as for this host.",
             ),
             self.line(
                 "max_vcpus",
@@ -379,6 +397,8 @@ mod tests {
             hardware_breakpoints: true,
             hardware_breakpoints_at_cpl3: false,
             dirty_log: true,
+            host_page_tables: false,
+            settable_tsc: false,
             max_vcpus: 1024,
             recommended_vcpus: 2,
             cpl0_instruction_ns: Some(1012.3),
@@ -448,12 +468,14 @@ mod tests {
                 "gate_round_trip_ns",
                 "hardware_breakpoints",
                 "hardware_breakpoints_at_cpl3",
+                "host_page_tables",
                 "kvm_api_version",
                 "kvm_path",
                 "max_vcpus",
                 "pio_exit_ns",
                 "problems",
                 "recommended_vcpus",
+                "settable_tsc",
                 "single_step",
                 "single_step_at_cpl3",
                 "single_step_ns",

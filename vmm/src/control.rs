@@ -1,0 +1,206 @@
+//! The control plane: what a machine hears from its vCPUs, from the clock and from signals.
+//!
+//! It is a tokio runtime in the caller's thread, and never waits for anything while holding what a
+//! vCPU needs.
+
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::error::Elapsed;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::config::VmConfig;
+use crate::error::Error;
+use crate::stop::StopReason;
+use crate::vcpu::Report;
+
+/// The control plane of a machine.
+pub struct Control {
+    runtime: Runtime,
+    reports: UnboundedReceiver<(u32, Report)>,
+    /// The first reason to stop that a vCPU gave; the machine has stopped when there is one.
+    pub stop: Option<StopReason>,
+    /// vCPUs that have stopped for good, and do not answer.
+    pub finished: BTreeSet<u32>,
+    /// Whether a vCPU has ended its thread.
+    pub ended: bool,
+    timeout: Option<Duration>,
+    /// When the machine first ran.
+    started: Option<Instant>,
+    interrupt: Option<(Signal, Signal)>,
+    /// A signal that ends a wait.
+    notice: Option<Signal>,
+    sampling: Option<Interval>,
+}
+
+impl Control {
+    /// For vCPUs that report to the other end of `reports`.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn new(
+        config: &VmConfig,
+        reports: UnboundedReceiver<(u32, Report)>,
+    ) -> Result<Self, Error> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::host("starting the control plane"))?;
+        let guard = runtime.enter();
+        let interrupt = match config.signals {
+            true => Some((
+                signal(SignalKind::interrupt()).map_err(Error::host("catching SIGINT"))?,
+                signal(SignalKind::terminate()).map_err(Error::host("catching SIGTERM"))?,
+            )),
+            false => None,
+        };
+        let sampling = config.sampling.map(|period| {
+            let mut ticks = interval(period);
+            // Samples missed while the host was busy would not be samples of different times.
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        });
+        drop(guard);
+        Ok(Self {
+            runtime,
+            reports,
+            stop: None,
+            finished: BTreeSet::new(),
+            ended: false,
+            timeout: config.timeout,
+            started: None,
+            interrupt,
+            notice: None,
+            sampling,
+        })
+    }
+
+    /// The machine runs; its time counts from the first time.
+    pub fn start(&mut self) {
+        self.started.get_or_insert_with(Instant::now);
+    }
+
+    /// From now on this signal ends a wait.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn notice(&mut self, kind: SignalKind) -> Result<(), Error> {
+        let _guard = self.runtime.enter();
+        let caught = signal(kind).map_err(Error::host("catching a signal"))?;
+        self.notice = Some(caught);
+        Ok(())
+    }
+
+    /// All vCPUs have been given a state: whatever stopped the machine is undone.
+    pub fn start_over(&mut self) {
+        self.stop = None;
+        self.finished.clear();
+        self.started = None;
+    }
+
+    /// Waits for a report, at most for `limit`; none if no vCPU is left to make one.
+    pub fn next_report(&mut self, limit: Duration) -> Result<Option<(u32, Report)>, Elapsed> {
+        let report = self
+            .runtime
+            .block_on(async { timeout(limit, self.reports.recv()).await })?;
+        if let Some((id, report)) = &report
+            && let Some(stop) = report.end()
+        {
+            self.finished.insert(*id);
+            self.ended |= matches!(report, Report::Ended(_));
+            if self.stop.is_none() {
+                self.stop = stop.cloned();
+            }
+        }
+        Ok(report)
+    }
+
+    /// Waits until the machine stops, at most for `limit` or until the signal noticed; none if it
+    /// still runs then.
+    pub fn wait(&mut self, limit: Duration, sample: impl Fn()) -> Option<StopReason> {
+        if let Some(stop) = &self.stop {
+            return Some(stop.clone());
+        }
+        let now = Instant::now();
+        let limit = now.checked_add(limit);
+        let timeout = self.timeout;
+        let deadline = timeout.and_then(|t| self.started.unwrap_or(now).checked_add(t));
+        let Self {
+            reports,
+            interrupt,
+            notice,
+            sampling,
+            finished,
+            ended,
+            ..
+        } = self;
+        let found = self.runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    biased;
+                    report = reports.recv() => match report {
+                        Some((id, report)) => {
+                            if let Some(stop) = report.end() {
+                                finished.insert(id);
+                                *ended |= matches!(report, Report::Ended(_));
+                                if stop.is_some() {
+                                    return stop.cloned();
+                                }
+                            }
+                        }
+                        None => return Some(StopReason::VcpuFailed {
+                            vcpu: 0,
+                            why: "all vCPU threads ended without a reason".into(),
+                            crash: None,
+                        }),
+                    },
+                    name = interrupted(interrupt) => return Some(StopReason::Interrupted(name)),
+                    () = until(deadline) => {
+                        return Some(StopReason::Timeout(timeout.unwrap_or_default()));
+                    }
+                    () = until(limit) => return None,
+                    () = noticed(notice) => return None,
+                    () = tick(sampling) => sample(),
+                }
+            }
+        });
+        self.stop.clone_from(&found);
+        found
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => pending().await,
+    }
+}
+
+async fn tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => drop(ticks.tick().await),
+        None => pending().await,
+    }
+}
+
+async fn noticed(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => pending().await,
+    }
+}
+
+/// Waits for a signal that ends the machine; its name.
+async fn interrupted(signals: &mut Option<(Signal, Signal)>) -> &'static str {
+    match signals {
+        Some((interrupt, terminate)) => tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        },
+        None => pending().await,
+    }
+}
