@@ -20,8 +20,14 @@ const SCRIPT: &str = "/lab/command";
 /// Where the program is.
 const PROGRAM: &str = "/lab/bin/flukevm";
 
-/// The archive for running `binary` with `arguments`, and sending out the file `fetch`.
-pub fn archive(binary: &Path, arguments: &[String], fetch: Option<&Path>) -> Result<Vec<u8>> {
+/// The commands in what follows `--`: each its name and arguments.
+pub fn commands(words: &[String]) -> impl Iterator<Item = &[String]> {
+    words.split(|word| word == ";")
+}
+
+/// The archive for running the commands in `words` with `binary` as flukevm, and sending out the
+/// file `fetch`.
+pub fn archive(binary: &Path, words: &[String], fetch: Option<&Path>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file(Path::new(PROGRAM), true, &read(binary)?);
     for library in libraries(binary)? {
@@ -29,10 +35,10 @@ pub fn archive(binary: &Path, arguments: &[String], fetch: Option<&Path>) -> Res
     }
     let here = env::current_dir().context("no working directory")?;
     archive.directory(&here);
-    for file in arguments.iter().flat_map(|argument| files(argument)) {
+    for file in words.iter().flat_map(|word| files(word)) {
         archive.file(&absolute(&file)?, true, &read(&file)?);
     }
-    let script = script(&here, arguments, fetch);
+    let script = script(&here, words, fetch);
     archive.file(Path::new(SCRIPT), true, script.as_bytes());
     Ok(archive.finish())
 }
@@ -90,17 +96,17 @@ fn files(argument: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn script(here: &Path, arguments: &[String], fetch: Option<&Path>) -> String {
+fn script(here: &Path, words: &[String], fetch: Option<&Path>) -> String {
     let mut script = String::from("export PATH=/lab/bin HOME=/root\n");
     for (name, value) in env::vars().filter(|(name, _)| passed_on(name)) {
         writeln!(script, "export {name}={}", quote(&value)).expect("strings take writes");
     }
     writeln!(script, "cd {}", quote(&here.to_string_lossy())).expect("strings take writes");
-    script += "flukevm";
-    for argument in arguments {
-        script.push(' ');
-        script += &quote(argument);
-    }
+    let quoted = commands(words).map(|command| {
+        let words: Vec<_> = command.iter().map(|word| quote(word)).collect();
+        words.join(" ")
+    });
+    script += &quoted.collect::<Vec<_>>().join(" &&\n");
     script += "\nstatus=$?\n";
     if let Some(path) = fetch {
         let path = quote(&path.to_string_lossy());
@@ -151,10 +157,10 @@ mod tests {
 
     #[test]
     fn words_survive_the_shell() {
-        let words = ["a b".to_string(), "it's".to_string(), "$HOME".to_string()];
+        let words = ["flukevm", "a b", "it's", ";", "flukevm", "$HOME"].map(String::from);
         let script = script(Path::new("/tmp"), &words, Some(Path::new("it's")));
         assert!(script.ends_with(
-            "cd '/tmp'\nflukevm 'a b' 'it'\\''s' '$HOME'\nstatus=$?\n\
+            "cd '/tmp'\n'flukevm' 'a b' 'it'\\''s' &&\n'flukevm' '$HOME'\nstatus=$?\n\
              /lab/busybox cat 'it'\\''s' > /dev/vport0p4\nexit $status\n"
         ));
     }

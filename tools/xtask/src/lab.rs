@@ -27,7 +27,7 @@ pub const STATUS_BROKEN: u8 = 125;
 #[command(after_help = "\
 stdout, stderr and the exit status are the command's own. The exit status is 124 when the time is \
 up and 125 when the lab itself fails. Host files that arguments name (PATH or NAME=PATH) are \
-carried into the lab. QEMU and a kernel are fetched with apt when they are missing.")]
+carried into the lab. Commands divided by a ';' run one after the other, until one fails. QEMU and a kernel are fetched with apt when they are missing.")]
 pub struct Options {
     /// CPUs of the machine [default: 2, with --icount 1]
     #[arg(long, value_name = "N")]
@@ -50,7 +50,7 @@ pub struct Options {
     /// Run this program in the place of flukevm
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
-    /// The command: flukevm and its arguments
+    /// The command: flukevm and its arguments; or several, divided by ';'
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -72,11 +72,13 @@ impl Options {
 
 /// Runs the command; returns its exit status.
 pub fn run(options: &Options) -> Result<u8> {
-    let (name, arguments) = options.command.split_first().context("no command")?;
-    ensure!(
-        name == "flukevm",
-        "the lab runs flukevm commands (cargo xtask lab -- flukevm run), not {name:?}"
-    );
+    for command in command::commands(&options.command) {
+        let name = command.first().context("no command")?;
+        ensure!(
+            name == "flukevm",
+            "the lab runs flukevm commands (cargo xtask lab -- flukevm run), not {name:?}"
+        );
+    }
     let cpus = options.cpus()?;
     let target = target_directory()?;
     let binary = match &options.binary {
@@ -88,7 +90,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut directory = tempfile::Builder::new().prefix("flukevm-lab-").tempdir()?;
     directory.disable_cleanup(options.keep);
     let initramfs = directory.path().join("initramfs.cpio");
-    let own = command::archive(&binary, arguments, options.fetch.as_deref())?;
+    let own = command::archive(&binary, &options.command, options.fetch.as_deref())?;
     let mut whole = File::create(&initramfs)?;
     io::copy(&mut File::open(&base.initramfs)?, &mut whole)?;
     io::copy(&mut own.as_slice(), &mut whole)?;
