@@ -818,7 +818,7 @@ mod tests {
             0,
             Box::leak(Box::new([RunQueue::default()])),
             Box::leak(Box::new([CpuState::default()])),
-            Clock::new(1_000_000, 1_000_000),
+            Clock::new(1_000_000, 1_000_000, 0),
         );
         let ids = priorities.map(|priority| {
             let stack = model::Stack::default();
