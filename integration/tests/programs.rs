@@ -273,7 +273,7 @@ fn console() -> Case {
         for printer in 0..3 {
             let end = format!(" of {printer}");
             let lines = text.lines().filter(|line| line.ends_with(&end));
-            let expected = (0..6).map(|n| format!("line {n}{end}"));
+            let expected = (0..8).map(|n| format!("line {n}{end}"));
             if !lines.eq(expected) {
                 return Err(format!("not each line once and in order: {end}"));
             }

@@ -2,12 +2,12 @@
 //! never finish, and threads that are destroyed and made again while they print. Who reads the output
 //! must find each line `line N of T` once, whole, and in order for each T.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use fluke_abi::code::Status;
 use fluke_abi::ipc::{Buffer, Params, WORD_SIZE};
 use fluke_abi::layout::PAGE_SIZE;
-use fluke_abi::state::{PRIORITY_DEFAULT, ThreadFlags};
+use fluke_abi::state::ThreadFlags;
 use libfluke::object::{Port, Pset, Ref, Thread, ThreadLinks};
 use libfluke::rpc::{self, Server};
 use libfluke::space::{Error, Export, READ_WRITE};
@@ -17,12 +17,9 @@ use libfluke::{console, println, sys, thread};
 /// Addresses without memory, and where they are mapped.
 const NOWHERE: [u64; 2] = [0x30_0000_0000, 0x31_0000_0000];
 /// Threads that print, and how many lines each.
-const PRINTERS: u64 = 3;
-const LINES: u64 = 6;
-const NAP_NS: u64 = 10_000_000;
-
-/// Lines printed so far.
-static PRINTED: AtomicU64 = AtomicU64::new(0);
+const PRINTERS: usize = 3;
+const LINES: u64 = 8;
+const NAP_NS: u64 = 8_000_000;
 
 fn port() -> &'static Ref {
     &startup().console
@@ -123,53 +120,41 @@ fn inside_a_connection() -> Result<bool, Error> {
 
 /// Threads that print, each of which is again and again destroyed and made again from its state.
 fn phoenixes() -> Result<bool, Error> {
-    static DONE: [AtomicBool; PRINTERS as usize] =
-        [const { AtomicBool::new(false) }; PRINTERS as usize];
+    static ALLOWED: AtomicU64 = AtomicU64::new(0);
+    static PRINTED: [AtomicU64; PRINTERS] = [const { AtomicU64::new(0) }; PRINTERS];
     let links = ThreadLinks::alloc()?;
     let mut printers = alloc::vec::Vec::new();
-    for printer in 0..PRINTERS {
-        let handle = thread::spawn(move || {
+    for (number, printed) in PRINTED.iter().enumerate() {
+        printers.push(thread::spawn(move || {
             for line in 0..LINES {
-                println!("line {line} of {printer}");
-                PRINTED.fetch_add(1, Relaxed);
+                while line >= ALLOWED.load(Relaxed) {
+                    thread::sleep(NAP_NS);
+                }
+                println!("line {line} of {number}");
+                printed.fetch_add(1, Relaxed);
             }
-            DONE[printer as usize].store(true, Relaxed);
-        })?;
-        // Less than that of who ends it.
-        handle.set_priority(PRIORITY_DEFAULT - 1);
-        printers.push(handle);
+        })?);
     }
-    let mut deaths = 0;
-    while !DONE.iter().all(|done| done.load(Relaxed)) {
-        // On a slow host nobody would get anywhere otherwise.
-        let before = PRINTED.load(Relaxed);
-        while PRINTED.load(Relaxed) == before && !DONE.iter().all(|done| done.load(Relaxed)) {
-            thread::sleep(NAP_NS);
-        }
-        for (printer, done) in printers.iter_mut().zip(&DONE) {
-            if done.load(Relaxed) {
-                continue;
-            }
+    // The last line is for those that are left alone.
+    for round in 1..LINES {
+        ALLOWED.store(round, Relaxed);
+        // Until somewhere before, in or behind the line.
+        thread::sleep(NAP_NS + round * NAP_NS / 4);
+        for printer in &mut printers {
             let mut state = printer.thread().state(Some(links));
-            state.flags &= !ThreadFlags::STOPPED.bits();
-            if done.load(Relaxed) {
-                // From here on it may have the mutex that it shares with `join`.
-                // SAFETY: the state is the thread's own.
-                unsafe { printer.thread().set_state(Some(&state), None, None, None) };
-                continue;
-            }
             printer.thread().destroy();
             let heir = Thread::alloc()?;
             state.thread_va = heir.handle() as u64;
+            state.flags &= !ThreadFlags::STOPPED.bits();
             // SAFETY: the state is that of a thread of this program, which no longer exists.
             unsafe { heir.set_state(Some(&state), Some(&links.task), None, None) };
             printer.replace(heir);
-            deaths += 1;
         }
     }
+    ALLOWED.store(LINES, Relaxed);
     printers.into_iter().for_each(thread::Handle::join);
-    Ok(check(deaths > PRINTERS, "no printer was made again")
-        & check(PRINTED.load(Relaxed) == PRINTERS * LINES, "lines are lost"))
+    let all = PRINTED.iter().all(|count| count.load(Relaxed) == LINES);
+    Ok(check(all, "lines are lost"))
 }
 
 /// The program.
