@@ -1,6 +1,6 @@
 //! The store device: a file on the host that guests write as a whole (`fluke_abi::store`).
 //!
-//! The kernel's driver writes the physical address of a [`Block`] to the port. What is written goes to a new
+//! The kernel's driver writes the physical address of a [`StoreBlock`] to the port. What is written goes to a new
 //! file beside the one that is meant, which takes its place when the guest commits it: so whatever happens in
 //! between, the old file or the new one is there, whole.
 

@@ -5,7 +5,7 @@
 //! kernel's. What user mode may not do, it does by [`supervisor`], which calls a function in supervisor
 //! mode that does not wait.
 //!
-//! A driver is a module here and a line in [`DRIVERS`]: a function that is given a [`Server`], from which
+//! A driver is a module here and a line in `DRIVERS`: a function that is given a [`Server`], from which
 //! it gets its messages. The root program finds a reference to its port ([`fluke_abi::driver`]).
 //!
 //! Code that runs in user mode, here and in the drivers, uses what it is given, the image's constants
