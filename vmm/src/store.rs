@@ -186,6 +186,9 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
     move |error| {
+        // Of the file that was to be made beside it, only what went wrong.
+        let cause = error.get_ref().and_then(|wrapped| wrapped.source());
+        let error = cause.map_or_else(|| error.to_string(), ToString::to_string);
         Error::Config(format!(
             "cannot write `{path}`: {error}; give the path of a file in a directory that you may write to"
         ))

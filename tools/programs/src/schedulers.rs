@@ -180,6 +180,13 @@ fn compete() -> Result<[u64; 4], Status> {
         tickers.push(ticker);
     }
     thread::sleep(TICKS * QUANTUM_NS);
+    // On a busy host a worker may not have had the CPU in any of its quanta.
+    for _ in 0..20 * TICKS {
+        if WORK.iter().all(|counter| counter.load(Relaxed) > 0) {
+            break;
+        }
+        thread::sleep(QUANTUM_NS);
+    }
     let work = WORK.each_ref().map(|counter| counter.load(Relaxed));
     DONE.store(true, Relaxed);
     tickers.into_iter().for_each(Handle::join);
