@@ -91,7 +91,7 @@ struct Ways {
     /// Where all exception and interrupt stubs meet.
     trap: u64,
     syscall: u64,
-    /// The `swapgs` before the `iretq` to user mode. Hosts need not stop between the two.
+    /// The `swapgs` before the `iretq` to user mode.
     swapgs: u64,
 }
 
@@ -116,8 +116,8 @@ impl Ways {
     }
 }
 
-/// `swapgs`, `iretq`.
-const SWAPGS_IRETQ: [u8; 5] = [0x0f, 0x01, 0xf8, 0x48, 0xcf];
+/// `swapgs`, `iretq`: the way to user code. Hosts need not stop between the two.
+pub const SWAPGS_IRETQ: [u8; 5] = [0x0f, 0x01, 0xf8, 0x48, 0xcf];
 
 /// Instructions of an exception stub before [`Ways::trap`]: error code, vector, jump.
 const STUB_INSTRUCTIONS: u32 = 3;

@@ -17,7 +17,7 @@ use crate::paging::read_virtual;
 /// Most frames of a backtrace.
 const FRAMES_MAX: usize = 48;
 /// Longest x86 instruction, bytes.
-const INSTRUCTION_BYTES: usize = 15;
+pub(crate) const INSTRUCTION_BYTES: usize = 15;
 
 /// State of a vCPU when its guest crashed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -62,23 +62,11 @@ pub fn examine(fd: &VcpuFd, vcpu: u32, memory: &Memory, image: Option<&[u8]>) ->
         };
     };
     let read = |va: u64, size: usize| read_virtual(memory, sregs.cr3, va, size);
-    let mut addresses = vec![regs.rip];
-    if sregs.cs.dpl == 0 {
-        addresses.extend(return_addresses(regs.rbp, read));
-    }
-    let symbols = image.and_then(Symbols::new);
-    let backtrace = addresses
-        .iter()
-        .enumerate()
-        .flat_map(|(i, address)| {
-            // A return address belongs to the call before it.
-            let probe = address - u64::from(i > 0).min(*address);
-            let frames = symbols.as_ref().map(|s| s.frames(probe));
-            frames
-                .filter(|f| !f.is_empty())
-                .unwrap_or_else(|| vec![format!("{address:#x}")])
-        })
-        .collect();
+    let addresses = match sregs.cs.dpl {
+        0 => addresses(regs.rip, regs.rbp, read),
+        _ => vec![regs.rip],
+    };
+    let backtrace = backtrace(image.and_then(Symbols::new).as_ref(), &addresses);
     Crash {
         vcpu,
         rip: regs.rip,
@@ -87,6 +75,26 @@ pub fn examine(fd: &VcpuFd, vcpu: u32, memory: &Memory, image: Option<&[u8]>) ->
         instruction: disassemble(regs.rip, &read(regs.rip, INSTRUCTION_BYTES)),
         backtrace,
     }
+}
+
+/// Where a CPU is in the kernel, and where it returns to, innermost first.
+pub(crate) fn addresses(rip: u64, rbp: u64, read: impl Fn(u64, usize) -> Vec<u8>) -> Vec<u64> {
+    let mut addresses = vec![rip];
+    addresses.extend(return_addresses(rbp, read));
+    addresses
+}
+
+/// Functions at these addresses, innermost first; an address where there is none.
+pub(crate) fn backtrace(symbols: Option<&Symbols<'_>>, addresses: &[u64]) -> Vec<String> {
+    let frames = |(i, address): (usize, &u64)| {
+        // A return address belongs to the call before it.
+        let probe = address - u64::from(i > 0).min(*address);
+        let frames = symbols.map(|s| s.frames(probe));
+        frames
+            .filter(|f| !f.is_empty())
+            .unwrap_or_else(|| vec![format!("{address:#x}")])
+    };
+    addresses.iter().enumerate().flat_map(frames).collect()
 }
 
 /// Follows the chain of frame pointers upwards; a chain that turns back ends there.
@@ -115,6 +123,11 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Bytes and text of the instruction at the start of `bytes`.
 pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
+    decode(rip, bytes).map(|(_, text)| text)
+}
+
+/// The same with the bytes that it takes.
+pub(crate) fn decode(rip: u64, bytes: &[u8]) -> Option<(usize, String)> {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     if !decoder.can_decode() {
         return None;
@@ -128,7 +141,7 @@ pub fn disassemble(rip: u64, bytes: &[u8]) -> Option<String> {
     }
     let length = instruction.len().clamp(1, bytes.len());
     let hex: Vec<String> = bytes[..length].iter().map(|b| format!("{b:02x}")).collect();
-    Some(format!("{} `{text}`", hex.join(" ")))
+    Some((length, format!("{} `{text}`", hex.join(" "))))
 }
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
@@ -185,6 +198,12 @@ impl<'a> Symbols<'a> {
             frames.extend(self.function(address));
         }
         frames
+    }
+
+    /// File and line of the instruction at an address.
+    pub fn line(&self, address: u64) -> Option<(String, u32)> {
+        let location = self.lines.as_ref()?.find_location(address).ok()??;
+        Some((location.file?.into(), location.line?))
     }
 
     fn function(&self, address: u64) -> Option<String> {

@@ -151,6 +151,21 @@ fn index(va: u64, level: u32) -> u64 {
     va >> (12 + 9 * level) & 0x1ff
 }
 
+/// Physical memory of a machine, wherever it is kept.
+pub trait Physical {
+    /// Copies bytes out from a physical address.
+    ///
+    /// # Errors
+    /// If there are not so many.
+    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Error>;
+}
+
+impl Physical for Memory {
+    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Error> {
+        self.read(pa, data)
+    }
+}
+
 /// Where a virtual address leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -163,14 +178,16 @@ pub struct Translation {
 }
 
 /// Walks the page tables at `root`.
-pub fn translate(memory: &Memory, root: u64, va: u64) -> Option<Translation> {
+pub fn translate(memory: &dyn Physical, root: u64, va: u64) -> Option<Translation> {
     // Canonical addresses only: the walk itself would ignore the upper bits.
     if (va as i64) << 16 >> 16 != va as i64 {
         return None;
     }
     let mut table = root & ADDRESS;
     for level in (0..4).rev() {
-        let entry = memory.get::<u64>(table + index(va, level) * 8).ok()?;
+        let mut entry = [0; 8];
+        memory.read(table + index(va, level) * 8, &mut entry).ok()?;
+        let entry = u64::from_le_bytes(entry);
         let flags = Entry::from_bits_truncate(entry);
         if !flags.contains(Entry::PRESENT) {
             return None;
@@ -190,7 +207,7 @@ pub fn translate(memory: &Memory, root: u64, va: u64) -> Option<Translation> {
 }
 
 /// Reads up to `size` bytes at a virtual address, page by page; fewer where the mapping ends.
-pub fn read_virtual(memory: &Memory, root: u64, va: u64, size: usize) -> Vec<u8> {
+pub fn read_virtual(memory: &dyn Physical, root: u64, va: u64, size: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(size);
     while data.len() < size {
         let Some(at) = translate(memory, root, va.wrapping_add(data.len() as u64)) else {

@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::kick;
 use crate::memory::Memory;
-use crate::point::{Point, Way};
+use crate::point::{Point, Progress, Way};
 use crate::snapshot::tsc::Moment;
 use crate::snapshot::vcpu::VcpuState;
 use crate::stats::{Cause, VcpuCounters};
@@ -123,6 +123,8 @@ pub enum PauseReason {
     Command,
     /// It came to the point that it was told to run to.
     Point,
+    /// It came to user code on the way to its point, which is not stepped through.
+    Barred,
 }
 
 /// Registers of a paused vCPU.
@@ -132,6 +134,8 @@ pub struct Registers {
     pub general: kvm_regs,
     /// Segment and control registers.
     pub special: kvm_sregs,
+    /// Whether it waits for an interrupt.
+    pub halted: bool,
 }
 
 /// A kernel image that all vCPUs share.
@@ -248,8 +252,8 @@ enum Left {
     Stepped,
     /// A kick, or nothing at all.
     Kicked,
-    /// The point that the vCPU was told to run to, with an access pending or not.
-    Point(bool),
+    /// The end of the way to the point that the vCPU was told to run to, with an access pending or not.
+    Point(bool, PauseReason),
     /// An access that KVM completes when the guest is next entered.
     Access,
     /// Something that ends the machine.
@@ -305,8 +309,9 @@ impl Runner {
             match self.inbox.recv().unwrap_or(Command::Finish) {
                 Command::Run => return State::Running,
                 Command::RunTo(point) => {
-                    match Way::start(&self.fd, point) {
-                        Ok(way) => self.way = Some(way),
+                    match Way::start(&self.fd, &self.context.memory, point) {
+                        Ok(Some(way)) => self.way = Some(way),
+                        Ok(None) => return self.pause(false, PauseReason::Barred),
                         Err(error) => {
                             return State::Ended(Some(self.failed(error.to_string(), None)));
                         }
@@ -318,7 +323,11 @@ impl Runner {
                 Command::Pause => self.report(Report::Paused(why)),
                 Command::Registers => match (self.fd.get_regs(), self.fd.get_sregs()) {
                     (Ok(general), Ok(special)) => {
-                        self.report(Report::Registers(Box::new(Registers { general, special })));
+                        self.report(Report::Registers(Box::new(Registers {
+                            general,
+                            special,
+                            halted: self.is_halted(),
+                        })));
                     }
                     _ => self.report(Report::Refused),
                 },
@@ -375,9 +384,7 @@ impl Runner {
         loop {
             match self.enter() {
                 Left::Stop(reason) => return State::Finished(reason),
-                Left::Point(access_pending) => {
-                    return self.pause(access_pending, PauseReason::Point);
-                }
+                Left::Point(access_pending, why) => return self.pause(access_pending, why),
                 Left::Access => {
                     access_pending = true;
                     continue;
@@ -419,7 +426,7 @@ impl Runner {
         // A string instruction may go on to its next part.
         let stop = loop {
             match self.enter() {
-                Left::Access | Left::Stepped | Left::Point(_) => {}
+                Left::Access | Left::Stepped | Left::Point(..) => {}
                 Left::Kicked => break None,
                 Left::Stop(reason) => break Some(reason),
             }
@@ -472,8 +479,10 @@ impl Runner {
                 if let Some(counter) = &mut self.counter {
                     counter.stopped(&self.fd, &self.context.memory);
                 }
-                match self.way.as_mut().map(|way| way.stopped(&self.fd)) {
-                    Some(Ok(true)) => Left::Point(false),
+                let memory = &self.context.memory;
+                match self.way.as_mut().map(|way| way.stopped(&self.fd, memory)) {
+                    Some(Ok(Progress::There)) => Left::Point(false, PauseReason::Point),
+                    Some(Ok(Progress::Barred)) => Left::Point(false, PauseReason::Barred),
                     Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
                     _ => Left::Stepped,
                 }
@@ -530,7 +539,7 @@ impl Runner {
             Ok(Some(Signal::Event(Event::FirstUser)))
                 if self.way.as_ref().is_some_and(Way::ends_at_first_user) =>
             {
-                Left::Point(true)
+                Left::Point(true, PauseReason::Point)
             }
             Ok(None | Some(Signal::Event(Event::FirstUser))) => Left::Access,
             Ok(Some(Signal::Exit(status))) => Left::Stop(StopReason::Exited(status)),
@@ -555,14 +564,15 @@ impl Runner {
         }
     }
 
+    fn is_halted(&self) -> bool {
+        let state = self.fd.get_mp_state();
+        state.is_ok_and(|s| s.mp_state == KVM_MP_STATE_HALTED)
+    }
+
     fn sample(&self) {
-        let halted = self
-            .fd
-            .get_mp_state()
-            .is_ok_and(|s| s.mp_state == KVM_MP_STATE_HALTED);
         let counters = &self.context.counters;
         let counter = match self.fd.get_sregs() {
-            _ if halted => &counters.idle_samples,
+            _ if self.is_halted() => &counters.idle_samples,
             Ok(sregs) if sregs.cs.dpl == 3 => &counters.user_samples,
             _ => &counters.kernel_samples,
         };

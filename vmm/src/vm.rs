@@ -34,7 +34,7 @@ use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
 use crate::store::Store;
-use crate::vcpu::{Command, Context, Image, KICK_AGAIN, Registers, Report, Vcpu};
+use crate::vcpu::{Command, Context, Image, KICK_AGAIN, PauseReason, Registers, Report, Vcpu};
 
 /// A machine.
 pub struct Vm {
@@ -233,7 +233,7 @@ impl Vm {
     }
 
     /// Runs one vCPU to a point while the others stay paused. Returns whether it came there within
-    /// `limit`; it is paused in either case.
+    /// `limit`, and did not have to stop at user code; it is paused in either case.
     ///
     /// # Errors
     /// The reason, if the machine stopped for good instead.
@@ -247,6 +247,9 @@ impl Vm {
             let left = deadline.map_or(Duration::MAX, |end| end.duration_since(Instant::now()));
             match self.control.next_report(left) {
                 Ok(Some((id, Report::Reached))) if id == vcpu => return Ok(true),
+                Ok(Some((id, Report::Paused(PauseReason::Barred)))) if id == vcpu => {
+                    return Ok(false);
+                }
                 Ok(Some((_, report))) if report.end().is_none() => {}
                 // It stopped, or the time is up: no harm in a pause, which says which.
                 _ => return self.pause().map(|()| false),
