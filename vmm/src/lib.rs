@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod error;
 mod exit;
 pub mod image;
+pub mod inspect;
 mod kick;
 pub mod kvm;
 pub mod memory;
