@@ -22,6 +22,8 @@ use crate::count::{self, Visits};
 use crate::crash::Crash;
 use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::image;
+use crate::inspect::{Report, View};
+use crate::remote::{self, Answer, Request, client};
 use crate::snapshot::disk;
 use crate::snapshot::plan::SavePlan;
 use crate::stats::{self, VcpuStats};
@@ -50,8 +52,42 @@ struct Cli {
 enum Commands {
     /// Run a guest program; its exit status is the command's.
     Run(RunArgs),
-    /// Go on with a machine that was saved; its exit status is the command's.
+    /// Let a paused machine run on, or go on with one that was saved; that one's exit status is the
+    /// command's.
     Resume(ResumeArgs),
+    /// Stop all vCPUs of a machine between two instructions.
+    Pause {
+        /// Name of the machine.
+        name: String,
+    },
+    /// Let one vCPU of a paused machine execute instructions; the others stay where they are.
+    Step {
+        /// Name of the machine.
+        name: String,
+        /// Number of instructions.
+        #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+        /// Number of the vCPU.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        vcpu: u32,
+    },
+    /// Show what is in a machine. One that runs is paused for that long.
+    Inspect {
+        /// Name of the machine, or directory that it was saved in.
+        machine: String,
+        /// What to show.
+        #[command(subcommand)]
+        view: View,
+        /// Print JSON.
+        #[arg(long, global = true)]
+        json: bool,
+    },
+    /// List the machines that run, by the names that other commands take.
+    Ps {
+        /// Print one JSON array.
+        #[arg(long)]
+        json: bool,
+    },
     /// List the entry points of the kernel, and count them against the paper's.
     Api {
         /// Print one JSON object.
@@ -114,14 +150,17 @@ struct RunArgs {
 struct ResumeArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// Directory that the machine was saved in.
-    #[arg(value_name = "DIR")]
-    snapshot: PathBuf,
+    /// Name of the machine, or directory that it was saved in. The options are for a saved one.
+    #[arg(value_name = "NAME|DIR")]
+    machine: String,
 }
 
 /// What goes for every machine, however it starts.
 #[derive(Debug, Args)]
 struct CommonArgs {
+    /// Name by which other commands reach the machine; the number of its process, if left out.
+    #[arg(long, value_name = "NAME", value_parser = remote::check_name)]
+    name: Option<String>,
     /// Stop the machine after this time, such as 10s or 2m.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -172,6 +211,14 @@ pub fn main() -> ExitCode {
     let status = match cli.command {
         Commands::Run(args) => ended(run(&args)),
         Commands::Resume(args) => ended(resume(&args)),
+        Commands::Pause { name } => asked(&name, &Request::Pause, done),
+        Commands::Step { name, count, vcpu } => asked(&name, &Request::Step { vcpu, count }, done),
+        Commands::Inspect {
+            machine,
+            view,
+            json,
+        } => inspect(&machine, view, json),
+        Commands::Ps { json } => status(ps(json)),
         Commands::Api { json } => status(api(json)),
         Commands::Doctor { json } => status(doctor(json)),
     };
@@ -233,8 +280,38 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
 }
 
 fn resume(args: &ResumeArgs) -> Result<u8, Error> {
-    let snapshot = disk::load(&args.snapshot)?;
-    run_machine(VmConfig::snapshot(snapshot), &args.common)
+    if is_saved(&args.machine) {
+        let snapshot = disk::load(Path::new(&args.machine))?;
+        return run_machine(VmConfig::snapshot(snapshot), &args.common);
+    }
+    if args.common.is_any() {
+        return Err(Error::Config(format!(
+            "the options of resume are for saved machines; write `./{}` if that is a directory",
+            args.machine
+        )));
+    }
+    Ok(asked(&args.machine, &Request::Resume, done))
+}
+
+/// Whether a user means a directory that a machine was saved in, and not the name of one that runs.
+fn is_saved(machine: &str) -> bool {
+    machine.contains('/') || !remote::runs(machine) && Path::new(machine).is_dir()
+}
+
+impl CommonArgs {
+    /// Whether any was given.
+    fn is_any(&self) -> bool {
+        let Self {
+            name,
+            timeout,
+            stats,
+            json,
+            snapshot_to,
+            snapshot_after,
+        } = self;
+        let given = [name.is_some(), timeout.is_some(), *stats, *json];
+        given.contains(&true) || snapshot_to.is_some() || snapshot_after.is_some()
+    }
 }
 
 /// Runs a machine as the command line says; returns the exit status.
@@ -255,7 +332,16 @@ fn run_machine(mut config: VmConfig, args: &CommonArgs) -> Result<u8, Error> {
         disk::prepare(&plan.directory)?;
     }
     let store = config.store.clone();
-    let vm = Vm::new(config)?;
+    let mut vm = Vm::new(config)?;
+    match &args.name {
+        Some(name) => vm.listen(name)?,
+        None => {
+            let name = std::process::id().to_string();
+            vm.listen(&name).unwrap_or_else(|error| {
+                tracing::info!("no other command can reach this machine: {error}");
+            });
+        }
+    }
     let configuration = vm.configuration();
     let outcome = match plan {
         Some(plan) => plan.run(vm)?,
@@ -357,6 +443,69 @@ fn report(args: &CommonArgs, vcpus: u32, configuration: Option<Configuration>, o
             Err(error) => eprintln!("error: writing the JSON result: {error}"),
         }
     }
+}
+
+fn ps(json: bool) -> anyhow::Result<()> {
+    let machines = client::list()?;
+    print(&match json {
+        true => serde_json::to_string_pretty(&machines)?,
+        false => client::table(&machines),
+    })
+}
+
+fn inspect(machine: &str, view: View, json: bool) -> u8 {
+    if !is_saved(machine) {
+        return asked(machine, &Request::Inspect(view), |answer| {
+            seen(answer, json)
+        });
+    }
+    let snapshot = match disk::load(Path::new(machine)) {
+        Ok(snapshot) => snapshot,
+        Err(error) => return ended(Err(error)),
+    };
+    match snapshot.inspect(&view) {
+        Ok(report) => status(show(report, json)),
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.status()
+        }
+    }
+}
+
+/// Asks a machine for something, and shows the answer; the exit status.
+fn asked(name: &str, request: &Request, show: impl FnOnce(Answer) -> anyhow::Result<()>) -> u8 {
+    match client::ask(name, request) {
+        Ok(Answer::Refused { why, status }) => {
+            eprintln!("error: {why}");
+            status
+        }
+        Ok(answer) => status(show(answer)),
+        Err(error) => ended(Err(error)),
+    }
+}
+
+fn done(answer: Answer) -> anyhow::Result<()> {
+    match answer {
+        Answer::Done(what) => print(&what),
+        _ => anyhow::bail!("the machine answered something else"),
+    }
+}
+
+fn seen(answer: Answer, json: bool) -> anyhow::Result<()> {
+    let Answer::Seen { report, paused } = answer else {
+        anyhow::bail!("the machine answered something else");
+    };
+    if paused {
+        eprintln!("note: the machine runs; it was paused to be looked at");
+    }
+    show(report, json)
+}
+
+fn show(report: Report, json: bool) -> anyhow::Result<()> {
+    print(&match json {
+        true => serde_json::to_string_pretty(&report.json)?,
+        false => report.text,
+    })
 }
 
 fn api(json: bool) -> anyhow::Result<()> {

@@ -1,4 +1,5 @@
-//! The control plane: what a machine hears from its vCPUs, from the clock and from signals.
+//! The control plane: what a machine hears from its vCPUs, from the clock, from signals and from other
+//! processes.
 //!
 //! It is a tokio runtime in the caller's thread, and never waits for anything while holding what a
 //! vCPU needs.
@@ -15,6 +16,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::config::VmConfig;
 use crate::error::Error;
+use crate::remote::server::{Asked, Server};
 use crate::stop::StopReason;
 use crate::vcpu::Report;
 
@@ -35,6 +37,18 @@ pub struct Control {
     /// A signal that ends a wait.
     notice: Option<Signal>,
     sampling: Option<Interval>,
+    /// Where other processes ask.
+    server: Option<Server>,
+}
+
+/// What ended a wait.
+pub enum Event {
+    /// The machine has stopped.
+    Stopped(StopReason),
+    /// Another process asks for something.
+    Asked(Asked),
+    /// The time is up, or the signal came.
+    Due,
 }
 
 impl Control {
@@ -76,6 +90,7 @@ impl Control {
             interrupt,
             notice: None,
             sampling,
+            server: None,
         })
     }
 
@@ -92,6 +107,16 @@ impl Control {
         let _guard = self.runtime.enter();
         let caught = signal(kind).map_err(Error::host("catching a signal"))?;
         self.notice = Some(caught);
+        Ok(())
+    }
+
+    /// From now on waits end when another process asks for something under this name.
+    ///
+    /// # Errors
+    /// If a machine has the name, or the host refuses.
+    pub fn listen(&mut self, name: &str) -> Result<(), Error> {
+        let _guard = self.runtime.enter();
+        self.server = Some(Server::open(name)?);
         Ok(())
     }
 
@@ -119,14 +144,13 @@ impl Control {
         Ok(report)
     }
 
-    /// Waits until the machine stops, at most for `limit` or until the signal noticed; none if it
-    /// still runs then.
-    pub fn wait(&mut self, limit: Duration, sample: impl Fn()) -> Option<StopReason> {
+    /// Waits until the machine stops, another process asks for something, or the signal noticed comes;
+    /// at most until `limit`.
+    pub fn wait(&mut self, limit: Option<Instant>, sample: impl Fn()) -> Event {
         if let Some(stop) = &self.stop {
-            return Some(stop.clone());
+            return Event::Stopped(stop.clone());
         }
         let now = Instant::now();
-        let limit = now.checked_add(limit);
         let timeout = self.timeout;
         let deadline = timeout.and_then(|t| self.started.unwrap_or(now).checked_add(t));
         let Self {
@@ -136,9 +160,10 @@ impl Control {
             sampling,
             finished,
             ended,
+            server,
             ..
         } = self;
-        let found = self.runtime.block_on(async {
+        let event = self.runtime.block_on(async {
             loop {
                 tokio::select! {
                     biased;
@@ -147,30 +172,46 @@ impl Control {
                             if let Some(stop) = report.end() {
                                 finished.insert(id);
                                 *ended |= matches!(report, Report::Ended(_));
-                                if stop.is_some() {
-                                    return stop.cloned();
+                                if let Some(stop) = stop {
+                                    return Event::Stopped(stop.clone());
                                 }
                             }
                         }
-                        None => return Some(StopReason::VcpuFailed {
+                        None => return Event::Stopped(StopReason::VcpuFailed {
                             vcpu: 0,
                             why: "all vCPU threads ended without a reason".into(),
                             crash: None,
                         }),
                     },
-                    name = interrupted(interrupt) => return Some(StopReason::Interrupted(name)),
-                    () = until(deadline) => {
-                        return Some(StopReason::Timeout(timeout.unwrap_or_default()));
+                    name = interrupted(interrupt) => {
+                        return Event::Stopped(StopReason::Interrupted(name));
                     }
-                    () = until(limit) => return None,
-                    () = noticed(notice) => return None,
+                    () = until(deadline) => {
+                        let timeout = timeout.unwrap_or_default();
+                        return Event::Stopped(StopReason::Timeout(timeout));
+                    }
+                    () = until(limit) => return Event::Due,
+                    () = noticed(notice) => return Event::Due,
+                    asked = asked(server) => return Event::Asked(asked),
                     () = tick(sampling) => sample(),
                 }
             }
         });
-        self.stop.clone_from(&found);
-        found
+        if let Event::Stopped(stop) = &event {
+            self.stop = Some(stop.clone());
+        }
+        event
     }
+}
+
+/// Waits for a request of another process.
+async fn asked(server: &mut Option<Server>) -> Asked {
+    if let Some(server) = server
+        && let Some(asked) = server.next().await
+    {
+        return asked;
+    }
+    pending().await
 }
 
 async fn until(time: Option<Instant>) {

@@ -76,6 +76,9 @@ pub enum Error {
     /// Guest memory could not be reached where the host itself had laid it out.
     #[error("guest memory: {0}; this is a bug in flukevm")]
     Memory(String),
+    /// A machine in another process cannot be reached, or this one cannot be made so.
+    #[error("{0}")]
+    Control(String),
     /// The host could not be probed.
     #[error(transparent)]
     Probe(#[from] crate::doctor::Error),

@@ -23,6 +23,7 @@ pub mod kvm;
 pub mod memory;
 pub mod paging;
 pub mod point;
+pub mod remote;
 pub mod snapshot;
 pub mod stats;
 pub mod stop;

@@ -21,15 +21,17 @@ use crate::bus::Bus;
 use crate::config::{
     Configuration, ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Preempt, Size, VmConfig,
 };
-use crate::control::Control;
+use crate::control::{Control, Event};
 use crate::count::{SharedCounts, Visits};
 use crate::devices::Devices;
 use crate::doctor;
 use crate::error::Error;
+use crate::inspect::{self, Machine, View};
 use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
 use crate::point::Point;
+use crate::remote::{Status, serve};
 use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
 use crate::stop::StopReason;
@@ -51,6 +53,9 @@ pub struct Vm {
     pub(crate) control: Control,
     pub(crate) counts: Option<SharedCounts>,
     created: Instant,
+    running: bool,
+    /// Name of the program, if that is known.
+    program: Option<String>,
 }
 
 /// What a machine is from its making to its end, wherever it goes on.
@@ -205,6 +210,11 @@ impl Vm {
             console: config.console,
             counts,
             created,
+            running: false,
+            program: match &config.guest {
+                Guest::Fluke { program, .. } => Some(program.name.clone()),
+                _ => None,
+            },
         };
         if let Guest::Snapshot(snapshot) = &config.guest {
             machine.reset(snapshot)?;
@@ -229,7 +239,34 @@ impl Vm {
     /// Lets all vCPUs run.
     pub fn resume(&mut self) {
         self.control.start();
+        self.running = true;
         self.send(&Command::Run);
+    }
+
+    /// Whether it has been let run, and has not been paused since.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Lets other processes of the user reach the machine under a name, see [`crate::remote`].
+    ///
+    /// # Errors
+    /// If a machine has the name, or the host refuses.
+    pub fn listen(&mut self, name: &str) -> Result<(), Error> {
+        self.control.listen(name)
+    }
+
+    /// What the machine is, and whether it runs.
+    pub fn status(&self) -> Status {
+        Status {
+            pid: std::process::id(),
+            running: self.running,
+            vcpus: self.vcpus.len() as u32,
+            memory: self.memory.size(),
+            kernel: self.kind.configuration.map(|kernel| kernel.to_string()),
+            program: self.program.clone(),
+            age_ms: self.created.elapsed().as_millis() as u64,
+        }
     }
 
     /// Runs one vCPU to a point while the others stay paused. Returns whether it came there within
@@ -262,6 +299,7 @@ impl Vm {
     /// # Errors
     /// The reason, if the machine stopped for good instead.
     pub fn pause(&mut self) -> Result<(), StopReason> {
+        self.running = false;
         self.send(&Command::Pause);
         let all = 0..self.vcpus.len() as u32;
         let mut running: BTreeSet<u32> = all
@@ -291,6 +329,36 @@ impl Vm {
                 _ => {}
             }
         }
+    }
+
+    /// Looks into the paused machine.
+    ///
+    /// # Errors
+    /// If it runs no kernel that can be looked into, or there is no such thing to see.
+    pub fn inspect(&mut self, view: &View) -> inspect::Result<inspect::Report> {
+        self.look(|machine| inspect::look(machine, view))
+    }
+
+    /// Where a paused vCPU is, on one line.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or it runs no kernel.
+    pub fn place(&mut self, vcpu: u32) -> inspect::Result<String> {
+        self.look(|machine| inspect::code::place(machine, vcpu))
+    }
+
+    fn look<T>(
+        &mut self,
+        look: impl FnOnce(&Machine<'_>) -> inspect::Result<T>,
+    ) -> inspect::Result<T> {
+        let vcpus = 0..self.vcpus.len() as u32;
+        let vcpus = vcpus.map(|id| self.registers(id)).collect();
+        let image = self.image.as_ref().ok_or(inspect::Error::NoKernel)?;
+        look(&Machine {
+            memory: &self.memory,
+            vcpus,
+            image,
+        })
     }
 
     /// Waits until every vCPU has answered the command it was sent; the answers, in order of vCPUs.
@@ -340,9 +408,22 @@ impl Vm {
     }
 
     /// Waits until the machine stops, at most for `limit`; none if it still runs then.
+    ///
+    /// Meanwhile it answers other processes, if it [listens](Vm::listen): they may pause it.
     pub fn wait(&mut self, limit: Duration) -> Option<StopReason> {
-        let Self { vcpus, control, .. } = self;
-        control.wait(limit, || vcpus.iter().for_each(|v| v.send(Command::Sample)))
+        let limit = Instant::now().checked_add(limit);
+        loop {
+            let Self { vcpus, control, .. } = self;
+            let sample = || vcpus.iter().for_each(|v| v.send(Command::Sample));
+            match control.wait(limit, sample) {
+                Event::Stopped(stop) => return Some(stop),
+                Event::Due => return None,
+                Event::Asked((request, answer)) => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(serve(self, &request));
+                }
+            }
+        }
     }
 
     /// From now on a signal ends a [`Vm::wait`] as its limit does.

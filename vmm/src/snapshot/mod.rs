@@ -28,6 +28,7 @@ use crate::config::Configuration;
 use crate::devices::DevicesState;
 use crate::doctor;
 use crate::error::Error;
+use crate::inspect::{self, Machine, View};
 use crate::kvm::{self, Processor};
 use crate::memory::Memory;
 use crate::vcpu::{Command, Image, Report, Restored};
@@ -70,6 +71,24 @@ impl Snapshot {
     /// Configuration of the kernel, if it is ours.
     pub fn configuration(&self) -> Option<Configuration> {
         self.machine.kind.configuration
+    }
+
+    /// Looks into the machine as it was saved.
+    ///
+    /// # Errors
+    /// If it runs no kernel that can be looked into, or there is no such thing to see.
+    pub fn inspect(&self, view: &View) -> inspect::Result<inspect::Report> {
+        let image = self.image.as_ref().ok_or(inspect::Error::NoKernel)?;
+        let machine = Machine {
+            memory: &self.memory,
+            vcpus: self
+                .vcpus
+                .iter()
+                .map(|vcpu| Some(vcpu.registers()))
+                .collect(),
+            image,
+        };
+        inspect::look(&machine, view)
     }
 
     /// Sees that this host can run the machine.

@@ -48,8 +48,12 @@ impl SavePlan {
     }
 
     fn save(&self, vm: &mut Vm) -> Result<(), Error> {
+        let ran = vm.is_running();
         let snapshot = vm.snapshot();
-        vm.resume();
+        // One that somebody has paused stays so.
+        if ran {
+            vm.resume();
+        }
         disk::save(&snapshot?, &self.directory)
     }
 }

@@ -7,8 +7,8 @@
 //! * The time-stamp counter is put back before anything that counts from it.
 
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_HALTED, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::tsc::{Moment, Tsc};
 use crate::error::Error;
 use crate::kvm;
+use crate::vcpu::Registers;
 
 const MSR_TSC: u32 = 0x10;
 /// Most MSRs that KVM takes at once.
@@ -40,6 +41,15 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
+    /// Its registers.
+    pub fn registers(&self) -> Registers {
+        Registers {
+            general: self.general,
+            special: self.special,
+            halted: self.run_state.mp_state == KVM_MP_STATE_HALTED,
+        }
+    }
+
     /// Takes the state of a vCPU that has completed its last access; `msrs` are the indices that
     /// KVM lists.
     ///
