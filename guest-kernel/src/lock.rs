@@ -19,7 +19,7 @@
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{self, AtomicBool, AtomicU32, Ordering};
 
 use crate::arch::cpu::Cpu;
 use crate::arch::instructions::{disable_interrupts, enable_interrupts};
@@ -27,6 +27,12 @@ use crate::arena::Id;
 use crate::kernel::Kernel;
 use crate::model;
 use crate::sched::{Entity, Scheduler};
+
+mod owner;
+#[cfg(test)]
+mod owner_model;
+
+use owner::Owner;
 
 /// Preemption level *full*: the kernel can be preempted everywhere but under the core lock.
 pub const FULL: bool = cfg!(feature = "full");
@@ -46,8 +52,8 @@ struct Locked {
     waiting: AtomicU32,
     /// The CPU that has it, plus 1; for the checks.
     holder: AtomicU32,
-    /// The owner of the kernel mutex, as [`word`].
-    owner: AtomicU32,
+    /// The owner of the kernel mutex.
+    owner: Owner,
     kernel: UnsafeCell<Option<Kernel>>,
     scheduler: UnsafeCell<Option<Scheduler>>,
 }
@@ -59,7 +65,7 @@ static LOCKED: Locked = Locked {
     taken: AtomicBool::new(false),
     waiting: AtomicU32::new(0),
     holder: AtomicU32::new(0),
-    owner: AtomicU32::new(0),
+    owner: Owner(AtomicU32::new(0)),
     kernel: UnsafeCell::new(None),
     scheduler: UnsafeCell::new(None),
 };
@@ -215,18 +221,10 @@ pub fn held_kernel() -> &'static mut Kernel {
     }
 }
 
-/// Bit of the owner's word: somebody sleeps until the mutex is passed on.
-const CONTENDED: u32 = 1;
-
-/// A thread as owner of the kernel mutex. 0 is nobody.
-const fn word(id: Id<Entity>) -> u32 {
-    (id.index() + 1) << 1
-}
-
 /// Whether the running thread has the kernel mutex.
 #[inline]
 fn owns(id: Id<Entity>) -> bool {
-    LOCKED.owner.load(Ordering::Relaxed) & !CONTENDED == word(id)
+    LOCKED.owner.is(id.index())
 }
 
 /// Makes sure that the running thread has the kernel mutex; sleeps until it does.
@@ -242,19 +240,13 @@ pub fn take_kernel(id: Id<Entity>) {
 }
 
 fn acquire(id: Id<Entity>) {
-    let free = LOCKED
-        .owner
-        .compare_exchange(0, word(id), Ordering::Acquire, Ordering::Relaxed);
-    if free.is_ok() {
+    if LOCKED.owner.try_take(id.index()) {
         return;
     }
     let mut held = scheduler();
-    let before = LOCKED.owner.fetch_or(CONTENDED, Ordering::Acquire);
-    if before == 0 {
-        LOCKED.owner.store(word(id), Ordering::Relaxed);
+    let Some(owner) = LOCKED.owner.contend(id.index()) else {
         return;
-    }
-    let owner = (before >> 1) - 1;
+    };
     held.wait_for_kernel(id, owner);
     model::switch(held.stack(id));
     check(owns(id), "a thread woke without the kernel mutex");
@@ -263,14 +255,8 @@ fn acquire(id: Id<Entity>) {
 /// The running thread gives the kernel mutex up, if it has it.
 #[inline]
 pub fn release_kernel(id: Id<Entity>) {
-    if FULL && owns(id) {
-        let uncontended =
-            LOCKED
-                .owner
-                .compare_exchange(word(id), 0, Ordering::Release, Ordering::Relaxed);
-        if uncontended.is_err() {
-            pass_on(id, &mut scheduler());
-        }
+    if FULL && owns(id) && !LOCKED.owner.try_release(id.index()) {
+        pass_on(id, &mut scheduler());
     }
 }
 
@@ -283,21 +269,17 @@ pub fn release_kernel_in(held: &mut Held, id: Id<Entity>) {
 }
 
 fn pass_on(id: Id<Entity>, held: &mut Held) {
-    // Under the core lock nobody can begin to wait.
-    let (next, more) = if LOCKED.owner.load(Ordering::Relaxed) & CONTENDED == 0 {
-        (None, false)
-    } else {
-        held.next_for_kernel(id)
-    };
-    let owner = next.map_or(0, word) | if more { CONTENDED } else { 0 };
-    LOCKED.owner.store(owner, Ordering::Release);
+    LOCKED.owner.pass_on(|| {
+        let (next, more) = held.next_for_kernel(id);
+        (next.map(Id::index), more)
+    });
 }
 
 /// A place in a long call where others may have the kernel first: a CPU that waits for the lock, or at
 /// level full a thread that waits for the mutex.
 pub fn offer(id: Id<Entity>) {
     if FULL {
-        if LOCKED.owner.load(Ordering::Relaxed) & CONTENDED != 0 {
+        if LOCKED.owner.is_contended() {
             release_kernel(id);
         }
         return;
