@@ -680,7 +680,7 @@ impl Scheduler {
         }
         self.set_timer();
         if let Some(hardware) = &self.cpus[number].hardware {
-            hardware.enter_user();
+            hardware.in_user.set();
         }
     }
 
@@ -767,7 +767,7 @@ impl Scheduler {
             && cpu
                 .hardware
                 .as_ref()
-                .is_some_and(|hardware| hardware.in_user())
+                .is_some_and(|hardware| hardware.in_user.is_set())
     }
 }
 

@@ -2,12 +2,18 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{self, AtomicU32};
 
 use fluke_abi::boot::{Gate, KERNEL_CS, KERNEL_SS};
 
 use super::entry::{self, Stubs};
 use super::instructions::{rdmsr, wrmsr};
+
+mod in_user;
+#[cfg(test)]
+mod shootdown_model;
+
+pub use in_user::InUser;
 
 /// User registers as a trap leaves them: pushed by the entry stub (the first fifteen), the stub or
 /// the CPU (vector, error code), and the CPU. It is the start of the thread, so a trap from user
@@ -62,8 +68,8 @@ pub struct Cpu {
     pub stubs: Stubs,
     /// Number of the CPU, equal to its APIC id.
     pub number: u32,
-    /// 1 while the CPU runs user code; cleared by the entry stub once the frame is stored.
-    pub in_user: AtomicU32,
+    /// Whether the CPU runs user code; cleared by the entry stub once the frame is stored.
+    pub in_user: InUser,
     tss: TaskState,
     gdt: [u64; 7],
 }
@@ -136,7 +142,7 @@ impl Cpu {
         cpu.this = memory;
         cpu.number = number;
         cpu.stack = stack - ist_bytes;
-        cpu.in_user = AtomicU32::new(0);
+        cpu.in_user = InUser(AtomicU32::new(0));
         cpu.tss.set(TaskState::IST1, stack);
         cpu.tss.words[TaskState::IO_MAP] = 0xffff_0000;
         let tss = &raw const cpu.tss as u64;
@@ -197,18 +203,6 @@ impl Cpu {
         self.frame_end = frame + FRAME_BYTES;
         self.entry_stack = stack;
         self.tss.set(TaskState::RSP0, self.frame_end);
-    }
-
-    /// The CPU is about to run user code.
-    #[inline]
-    pub fn enter_user(&self) {
-        self.in_user.store(1, Ordering::SeqCst);
-    }
-
-    /// Whether the CPU runs user code at this moment.
-    #[inline]
-    pub fn in_user(&self) -> bool {
-        self.in_user.load(Ordering::SeqCst) != 0
     }
 }
 
