@@ -52,6 +52,11 @@ impl Row {
         self.is("create") || self.is("create_hash")
     }
 
+    /// Whether parameter `name` is memory without an object, in which the call leaves one.
+    pub fn fills(&self, name: &str) -> bool {
+        name == "new_addr" || self.creates() && name.starts_with("new_")
+    }
+
     /// Whether it sets links from its reference parameters, rather than filling them.
     fn sets_links(&self) -> bool {
         matches!(self.convention, Convention::Message)
@@ -71,7 +76,7 @@ impl Row {
         let Some(wrong) = pointee(ty).and_then(wrong_object) else {
             return false;
         };
-        let fresh = name == "new_addr" || self.creates() && name.starts_with("new_");
+        let fresh = self.fills(name);
         match insanity {
             Insanity::NotAligned => true,
             Insanity::ObjectExists => fresh,
@@ -97,13 +102,21 @@ impl Row {
         // What the references in a message and its buffers can do wrong.
         let of_message =
             message && matches!(insanity, NotAligned | NoObject | NotRef | BufferUnaligned);
-        let of_role = message
-            && self.object == "Ipc"
-            && match insanity {
-                NotSender => self.has(&["send", "over"]),
-                NotReceiver => self.has(&["ack", "receive"]),
-                _ => false,
-            };
+        // Who is in a connection has the right role, or not, when the call begins: each stage leaves the one
+        // that the next needs.
+        let begins = |word| {
+            let mut words = self.name.split('_').skip(1);
+            message
+                && matches!(words.next(), Some("client" | "server"))
+                && words.next() == Some(word)
+        };
+        let of_role = match insanity {
+            NotSender => begins("send") || begins("over"),
+            NotReceiver => begins("ack") || begins("receive"),
+            // The set that the caller serves may have become another object.
+            NotPset => message && self.has(&["wait"]),
+            _ => false,
+        };
         of_parameters
             || of_message
             || of_role
@@ -192,6 +205,10 @@ mod tests {
         assert!(!raises(Entry::port_get_state, Insanity::NotPsetRef));
         assert!(raises(Entry::ipc_client_connect_send, Insanity::NotPortRef));
         assert!(!raises(Entry::ipc_client_disconnect, Insanity::NotSender));
+        assert!(!raises(Entry::ipc_send, Insanity::NotSender));
+        assert!(!raises(Entry::ipc_client_ack_send, Insanity::NotSender));
+        assert!(raises(Entry::ipc_client_ack_send, Insanity::NotReceiver));
+        assert!(raises(Entry::ipc_wait_receive, Insanity::NotPset));
         let returns = |entry: Entry, status| entry.row().may_return(status);
         assert!(returns(Entry::ipc_send, Status::InvalidDest));
         assert!(!returns(Entry::ipc_client_send, Status::InvalidDest));

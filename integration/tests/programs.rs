@@ -1,4 +1,5 @@
-//! Every guest program in every configuration with 1, 2 and 4 vCPUs, through the library.
+//! Every guest program in every configuration, with 1, 2 and 4 vCPUs or some of these, through the
+//! library.
 //!
 //! Needs KVM. A case is named `program/configuration/vcpus`. At most two run at once, unless
 //! `--test-threads` says otherwise: their vCPUs are many more than most hosts have CPUs.
@@ -34,16 +35,17 @@ enum End {
     Timeout,
 }
 
-/// A program to run in every configuration with every number of vCPUs.
+/// A program to run in every configuration.
 #[derive(Clone)]
 struct Case {
     name: &'static str,
+    /// With each of these numbers of vCPUs.
+    vcpus: &'static [u32],
     program: &'static str,
     args: Vec<String>,
     files: Vec<GuestFile>,
     memory: u64,
     timeout: Duration,
-    vcpus: &'static [u32],
     end: End,
     /// Each must be in what the guest prints; `{cpus}` stands for the number of vCPUs.
     lines: Vec<String>,
@@ -55,6 +57,7 @@ impl Case {
         let (program, argument) = name.split_once('-').unwrap_or((name, ""));
         Self {
             name,
+            vcpus: VCPUS,
             program,
             args: [argument]
                 .into_iter()
@@ -64,15 +67,15 @@ impl Case {
             files: Vec::new(),
             memory: MEMORY_DEFAULT,
             timeout: PATIENCE,
-            vcpus: if program == "faults" {
-                VCPUS_FEW
-            } else {
-                VCPUS
-            },
             end,
             lines: lines.iter().map(ToString::to_string).collect(),
             check: |_| Ok(()),
         }
+    }
+
+    fn on(mut self, vcpus: &'static [u32]) -> Self {
+        self.vcpus = vcpus;
+        self
     }
 
     fn small(mut self) -> Self {
@@ -125,6 +128,7 @@ fn cases() -> Vec<Case> {
             End::Exited(0),
             &[
                 "entry points came back",
+                " pairs of an entry point and how a call of it ends were seen\n",
                 "calls that sleep were stopped and destroyed\n",
             ],
         ),
@@ -135,6 +139,9 @@ fn cases() -> Vec<Case> {
             &["root: out of memory: exhaust wants more than the "],
         )
         .small(),
+        Case::new("exhaust-objects", End::Exited(0), &["Refs, then 1 of 1"])
+            .small()
+            .on(&[1]),
         Case::new("calls", End::Exited(0), &["calls: done\n"]),
         Case::new(
             "stress",
@@ -206,27 +213,32 @@ fn cases() -> Vec<Case> {
             "faults",
             End::Exited(0),
             &["faults: 499 checks, 0 failed\n"],
-        ),
+        )
+        .on(VCPUS_FEW),
         Case::new(
             "faults-soft",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        ),
+        )
+        .on(VCPUS_FEW),
         Case::new(
             "faults-hard",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        ),
+        )
+        .on(VCPUS_FEW),
         Case::new(
             "faults-orphan",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        ),
+        )
+        .on(VCPUS_FEW),
         Case::new(
             "faults-waits",
             End::Exited(0),
             &["faults: 353 checks, 0 failed\n"],
-        ),
+        )
+        .on(VCPUS_FEW),
         // In all configurations more than 20,000 calls.
         Case::new(
             "fuzz",

@@ -1,12 +1,15 @@
 //! Creates objects until the kernel has no room for more, frees them, and does it again: running
-//! out is an error, and nothing leaks.
+//! out is an error, and nothing leaks. With the argument `objects` once, by every entry point that
+//! creates; with `memory` it exhausts user memory instead.
 
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use alloc::vec::Vec;
 
 use fluke_abi::code::Status;
+use fluke_abi::entry::{Row, TABLE};
+use fluke_abi::object::Type;
 use libfluke::object::{Task, Thread};
-use libfluke::{heap, println, startup};
+use libfluke::{heap, println, startup, sys};
 
 /// Objects lie this far apart: the kernel looks an object up among those of the same page.
 const STRIDE: usize = 256;
@@ -74,6 +77,50 @@ fn twice<T: Kind + 'static>() -> bool {
     fine
 }
 
+/// Makes objects of each type until that fails, then unmakes them; whether every entry point that makes one
+/// failed for want of memory.
+fn each_type() -> bool {
+    const SLAB: u64 = 2 << 20;
+    // All of it there before: the parent may need objects to provide memory.
+    let Some(slab) = heap::pages(SLAB) else {
+        return false;
+    };
+    // SAFETY: the memory was just allocated.
+    unsafe { (slab as *mut u8).write_bytes(0, SLAB as usize) };
+    let call = |row: &Row, at: u64| {
+        // SAFETY: the memory is the object's; there is no hash.
+        unsafe { sys::trap(row.number.into(), [at, 0, 0, 0, 0, 0, 0, 0]) }
+    };
+    let mut fine = true;
+    for kind in Type::ALL {
+        let rows = |what: &'static str| {
+            TABLE.iter().filter(move |row| {
+                row.object == kind.name() && row.name.split('_').any(|word| word == what)
+            })
+        };
+        let places = (slab..slab + SLAB).step_by(STRIDE);
+        let made = rows("create").next().map_or(0, |create| {
+            let created = |&at: &u64| call(create, at) == Status::Success as u64;
+            places.clone().take_while(created).count()
+        });
+        let full = slab + (made * STRIDE) as u64;
+        let refused = rows("create")
+            .filter(|_| full < slab + SLAB)
+            .filter(|row| call(row, full) == Status::NoMemory as u64)
+            .count();
+        for at in places.take(made) {
+            rows("destroy").for_each(|row| drop(call(row, at)));
+        }
+        let expected = rows("create").count();
+        fine &= made > 0 && refused == expected;
+        println!(
+            "exhaust: {made} {}s, then {refused} of {expected} entry points have no memory",
+            kind.name()
+        );
+    }
+    fine
+}
+
 /// Uses ever more of the heap, a word in each MiB. The root program ends this.
 fn use_memory() -> u64 {
     const PIECE: u64 = 1 << 20;
@@ -90,15 +137,12 @@ fn use_memory() -> u64 {
     crate::FAILED
 }
 
-/// The program. With the argument `memory` it exhausts user memory instead.
+/// The program.
 pub fn main() -> u64 {
-    if startup::args().nth(1) == Some("memory") {
-        return use_memory();
-    }
-    let fine = [twice::<Thread>(), twice::<Task>()];
-    if fine.contains(&false) {
-        crate::FAILED
-    } else {
-        0
-    }
+    let fine = match startup::args().nth(1) {
+        Some("memory") => return use_memory(),
+        Some("objects") => each_type(),
+        _ => ![twice::<Thread>(), twice::<Task>()].contains(&false),
+    };
+    if fine { 0 } else { crate::FAILED }
 }

@@ -11,9 +11,9 @@ use fluke_abi::layout::GATE;
 use libfluke::object::{Cond, Mutex, Port, Pset, Ref};
 use libfluke::{println, sys, thread};
 
-/// How long a thread gets to fall asleep.
+/// How long a thread gets to fall asleep, before it is looked at again.
 const NAP_NS: u64 = 10_000_000;
-/// How often to look whether it has.
+/// How often to look.
 const LOOKS: u64 = 100;
 
 /// Turns of a thread that runs on donated time only.
@@ -28,18 +28,20 @@ fn sleeps(entry: Entry, call: impl FnOnce() + Send + 'static) -> Result<bool, St
         call();
         READY.store(2, Relaxed);
     })?;
-    for _ in 0..LOOKS {
+    let mut looks = 0;
+    let (registers, asleep) = loop {
         thread::sleep(NAP_NS);
-        if READY.load(Relaxed) != 0 {
-            break;
+        let registers = sleeper.thread().state(None).registers;
+        let now = Entry::from_number(CallWord(registers.rax).number());
+        let asleep = registers.rip == GATE
+            && now.is_some_and(|now| now == entry || entry.row().restart_points.contains(&now))
+            && READY.load(Relaxed) == 1;
+        looks += 1;
+        if asleep || looks == LOOKS {
+            break (registers, asleep);
         }
-    }
-    thread::sleep(NAP_NS);
-    let registers = sleeper.thread().state(None).registers;
-    let now = Entry::from_number(CallWord(registers.rax).number());
-    let asleep = registers.rip == GATE
-        && now.is_some_and(|now| now == entry || entry.row().restart_points.contains(&now))
-        && READY.load(Relaxed) == 1;
+        sleeper.thread().go_on();
+    };
     if !asleep {
         println!(
             "wild: {} did not sleep: rip {:#x}, rax {:#x}",
