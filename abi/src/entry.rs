@@ -186,6 +186,8 @@ macro_rules! entry_points {
 123 regs supervisor_call Machine Short built (function: u64, argument: u64) [] "Calls `extern \"C\" fn(u64) -> u64` of the kernel image in supervisor mode, and returns what it returns. Only in the kernel's own space. (ours, OSDI '99 5.6)";
 124 regs machine_exit Machine Trivial built (status: u64) [] "Ends the machine with that exit status. Only in the root space. (ours)";
 125 regs machine_census Machine Short built (census: *mut Census) [] "Counts the objects and page-table pages of the whole machine. (ours)";
+126 regs machine_tell Machine Trivial built (address: u64) [] "Tells whoever tests the machine from the host of memory of the caller's; nobody else listens. (ours)";
+127 regs machine_listen Machine Long built (heard: u64) [] "Sleeps until the host has rung the doorbell other than `heard` times; returns how often it has. (ours)";
     } };
 }
 

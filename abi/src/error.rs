@@ -184,6 +184,7 @@ impl Row {
                     | clock_read
                     | cpu_self
                     | supervisor_call
+                    | machine_listen
             )
         )
     }

@@ -10,6 +10,7 @@
 //! * [`code`]: return codes, exception codes, insanities.
 //! * [`ipc`]: the call word and the message parameters.
 //! * [`layout`]: the addresses everybody knows.
+//! * [`audit`]: what the program that takes threads apart tells the host.
 //! * [`boot`]: what the host hands to the kernel and to the root program.
 //! * [`port`]: the I/O ports of the machine.
 //! * [`driver`]: the kernel's own drivers, and what they understand.
@@ -19,6 +20,7 @@
 //! The crate has no code of its own beyond accessors, and builds without `std`.
 #![no_std]
 
+pub mod audit;
 pub mod boot;
 pub mod code;
 pub mod driver;
@@ -34,4 +36,4 @@ pub mod store;
 
 /// Version of everything in this crate. A kernel, a program and a host work together only if
 /// they carry the same one.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

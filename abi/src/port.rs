@@ -13,6 +13,9 @@ pub const EXIT: u16 = 0xf4;
 /// Kernel event: a 32-bit write of an [`Event`] number.
 pub const EVENT: u16 = 0xf8;
 
+/// Vector of the interrupt by which the host rings the doorbell (`machine_listen`), on any CPU.
+pub const DOORBELL_VECTOR: u8 = 0x22;
+
 /// Store: a 32-bit write of the physical address of a [`StoreBlock`] makes the request in it.
 pub const STORE: u16 = 0x600;
 
@@ -47,6 +50,9 @@ pub enum Event {
     Panic = 2,
     /// Every CPU is idle, no thread can run, and nothing can wake one.
     Deadlock = 3,
+    /// A program tells of something, in `machine_tell`: where, in its own space, is in `rdi` of the writing
+    /// CPU.
+    Told = 4,
 }
 
 impl Event {
@@ -56,6 +62,7 @@ impl Event {
             1 => Some(Self::FirstUser),
             2 => Some(Self::Panic),
             3 => Some(Self::Deadlock),
+            4 => Some(Self::Told),
             _ => None,
         }
     }

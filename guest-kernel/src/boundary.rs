@@ -13,7 +13,7 @@
 
 use fluke_abi::code::{Exception, Insanity};
 use fluke_abi::layout::GATE;
-use fluke_abi::port::{EVENT, Event};
+use fluke_abi::port::{DOORBELL_VECTOR, EVENT, Event};
 use fluke_abi::state::Prot;
 
 use crate::arch::apic::{self, KICK_VECTOR, TIMER_VECTOR};
@@ -26,7 +26,7 @@ use crate::kernel::Kernel;
 use crate::lock::{self, held_scheduler, scheduler};
 use crate::mm::Fault;
 use crate::model;
-use crate::sched::count;
+use crate::sched::{Scheduler, count};
 use crate::thread::{Run, Thread};
 
 /// From the entry stub: deals with a trap from user mode.
@@ -46,15 +46,26 @@ pub extern "C" fn trap() -> ! {
         call.begin();
     } else if vector == PAGE_FAULT {
         page_fault(&mut call, address, error);
-    } else if vector == u64::from(TIMER_VECTOR) {
-        apic::end_of_interrupt();
-        scheduler().timer_fired();
-    } else if vector == u64::from(KICK_VECTOR) {
-        apic::end_of_interrupt();
+    } else if is_interrupt(vector) {
+        interrupt(vector, &mut scheduler());
     } else {
         exception(&mut call, vector, error);
     }
     run()
+}
+
+const fn is_interrupt(vector: u64) -> bool {
+    matches!(vector as u8, TIMER_VECTOR | KICK_VECTOR | DOORBELL_VECTOR)
+}
+
+/// Deals with an interrupt; one that only brings the CPU into the kernel has then done so.
+fn interrupt(vector: u64, scheduler: &mut Scheduler) {
+    apic::end_of_interrupt();
+    match vector as u8 {
+        TIMER_VECTOR => scheduler.timer_fired(),
+        DOORBELL_VECTOR => scheduler.rung(),
+        _ => {}
+    }
 }
 
 /// Vector of page faults.
@@ -186,8 +197,7 @@ pub extern "C" fn schedule() -> ! {
 /// A trap from kernel mode: an interrupt, or a bug in the kernel. Interrupts are off. What it
 /// interrupts is an idle CPU's `hlt`; or any kernel code of a thread, which can then be made to wait.
 pub extern "C" fn trap_in_kernel(frame: &KernelFrame) {
-    let timer = frame.vector == u64::from(TIMER_VECTOR);
-    if !timer && frame.vector != u64::from(KICK_VECTOR) {
+    if !is_interrupt(frame.vector) {
         panic!(
             "trap {} in the kernel, error {:#x}, rip {:#x}, cr2 {:#x}",
             frame.vector,
@@ -196,12 +206,9 @@ pub extern "C" fn trap_in_kernel(frame: &KernelFrame) {
             fault_address()
         );
     }
-    apic::end_of_interrupt();
     lock::take();
     let scheduler = held_scheduler();
-    if timer {
-        scheduler.timer_fired();
-    }
+    interrupt(frame.vector, scheduler);
     if scheduler.must_make_way()
         && let Some(id) = scheduler.current()
     {

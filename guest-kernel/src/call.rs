@@ -204,6 +204,22 @@ impl Call {
         model::make_way(self)
     }
 
+    /// Sleeps until the host rings, or before that. As [`Call::sleep_until`]; unless the host has rung other
+    /// than `heard` times: how often.
+    pub fn listen(&mut self, heard: u64) -> Result<Option<u64>, Stop> {
+        let id = self.id;
+        let scheduled = self.own().scheduler.is_some();
+        let rung = scheduler().listen(self.entity, heard, scheduled);
+        if rung.is_some() {
+            return Ok(rung);
+        }
+        if scheduled {
+            self.kernel().rest(id);
+        }
+        model::make_way(self)?;
+        Ok(None)
+    }
+
     /// A place in the middle of a call where the thread can make way: lets other CPUs into the kernel,
     /// looks whether the timer has fired, and goes on, unless somebody else is to have the CPU. All
     /// progress must be in the registers, and everything else must be looked at again.

@@ -252,6 +252,10 @@ pub struct Scheduler {
     sleepers: Queue<Entity>,
     /// Threads that wait for the kernel mutex.
     lockers: Queue<Entity>,
+    /// Who sleeps until the host rings; the last one that did.
+    listener: Option<Id<Entity>>,
+    /// How often the host has rung.
+    rings: u64,
     /// Time.
     pub clock: Clock,
 }
@@ -274,6 +278,8 @@ impl Scheduler {
             cpus,
             sleepers: Queue::new(),
             lockers: Queue::new(),
+            listener: None,
+            rings: 0,
             clock,
         }
     }
@@ -402,6 +408,33 @@ impl Scheduler {
     pub fn sleep_until(&mut self, id: Id<Entity>, deadline: u64, attend: bool) {
         self.entities[id].alarm = Some(Alarm { deadline, attend });
         self.cpu().demands |= Demands::MAKE_WAY;
+    }
+
+    /// The running thread is to make way and sleep until the host rings, as in
+    /// [`sleep_until`](Self::sleep_until); unless it has rung other than `heard` times: how often.
+    pub fn listen(&mut self, id: Id<Entity>, heard: u64, attend: bool) -> Option<u64> {
+        if self.rings != heard {
+            return Some(self.rings);
+        }
+        self.listener = Some(id);
+        self.sleep_until(id, u64::MAX, attend);
+        None
+    }
+
+    /// The host has rung: who listens wakes.
+    pub fn rung(&mut self) {
+        self.rings += 1;
+        let Some(id) = self.listener.take() else {
+            return;
+        };
+        let Some(entity) = self.entities.get_mut(id) else {
+            return;
+        };
+        entity.alarm = None;
+        if matches!(entity.state, State::Asleep(_)) {
+            self.sleepers.remove(&mut self.entities, id);
+            self.queue(id);
+        }
     }
 
     /// The running thread makes way of its own accord: it sleeps, if it is to.

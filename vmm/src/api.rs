@@ -75,6 +75,7 @@ fn not_in_paper(row: &Row) -> Option<&'static str> {
         thread_sleep | clock_read | cpu_self | machine_exit | machine_census => {
             Some("ours, for what Fluke leaves to servers")
         }
+        machine_tell | machine_listen => Some("ours, for tests from the host"),
         supervisor_call => Some("ours, for the kernel's own drivers"),
         _ => None,
     }

@@ -27,6 +27,7 @@ use crate::remote::{self, Answer, Request, client};
 use crate::snapshot::disk;
 use crate::snapshot::plan::SavePlan;
 use crate::stats::{self, VcpuStats};
+use crate::verify::{self, command::VerifyArgs};
 use crate::vm::{Outcome, Vm};
 
 /// Environment variable with the log filter, in the syntax of `tracing-subscriber`.
@@ -94,6 +95,8 @@ enum Commands {
         #[arg(long)]
         json: bool,
     },
+    /// Prove that system calls can be taken apart at any instruction, by doing it.
+    Verify(VerifyArgs),
     /// Show what this host's KVM can do, and what that means.
     Doctor {
         /// Print one JSON object.
@@ -220,6 +223,7 @@ pub fn main() -> ExitCode {
         } => inspect(&machine, view, json),
         Commands::Ps { json } => status(ps(json)),
         Commands::Api { json } => status(api(json)),
+        Commands::Verify(args) => ended(verify::command::command(&args)),
         Commands::Doctor { json } => status(doctor(json)),
     };
     ExitCode::from(status)

@@ -18,6 +18,7 @@ use kvm_ioctls::VcpuFd;
 use object::{Object, ObjectSection, ObjectSymbol};
 
 use crate::crash::demangle;
+use crate::error::Error;
 use crate::memory::Memory;
 
 /// Instructions of every visit, by what the visit was for.
@@ -87,16 +88,18 @@ pub fn table(rows: &[Visits]) -> String {
 
 /// Where a kernel image is entered and left.
 #[derive(Clone, Copy, Debug)]
-struct Ways {
+pub struct Ways {
     /// Where all exception and interrupt stubs meet.
-    trap: u64,
-    syscall: u64,
+    pub trap: u64,
+    /// Where `syscall` leads.
+    pub syscall: u64,
     /// The `swapgs` before the `iretq` to user mode.
-    swapgs: u64,
+    pub swapgs: u64,
 }
 
 impl Ways {
-    fn of(image: &[u8]) -> Option<Self> {
+    /// Those of an image; none if it has no such symbols.
+    pub fn of(image: &[u8]) -> Option<Self> {
         let file = object::File::parse(image).ok()?;
         let find = |name: &str| {
             let named = |s: &object::Symbol<'_, '_>| s.name().is_ok_and(|n| demangle(n) == name);
@@ -113,6 +116,23 @@ impl Ways {
             syscall: find("fluke_kernel::arch::entry::syscall_entry")?,
             swapgs: leave + at as u64,
         })
+    }
+
+    /// Stops a vCPU where it enters the kernel next.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn await_entry(&self, fd: &VcpuFd) -> Result<(), Error> {
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+            ..Default::default()
+        };
+        debug.arch.debugreg[0] = self.trap;
+        debug.arch.debugreg[1] = self.syscall;
+        // Both global, on execution.
+        debug.arch.debugreg[7] = 0x400 | 1 << 1 | 1 << 3;
+        fd.set_guest_debug(&debug)
+            .map_err(Error::kvm("stopping the guest at a point"))
     }
 }
 
@@ -138,19 +158,7 @@ impl Counter {
             counts,
             visit: None,
         };
-        counter.await_entry(fd).then_some(counter)
-    }
-
-    fn await_entry(&self, fd: &VcpuFd) -> bool {
-        let mut debug = kvm_guest_debug {
-            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
-            ..Default::default()
-        };
-        debug.arch.debugreg[0] = self.ways.trap;
-        debug.arch.debugreg[1] = self.ways.syscall;
-        // Both global, on execution.
-        debug.arch.debugreg[7] = 0x400 | 1 << 1 | 1 << 3;
-        fd.set_guest_debug(&debug).is_ok()
+        counter.ways.await_entry(fd).is_ok().then_some(counter)
     }
 
     fn step(fd: &VcpuFd) {
@@ -158,7 +166,7 @@ impl Counter {
             control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
             ..Default::default()
         };
-        // Refused, the machine runs on, and the table lacks visits.
+        // As below.
         let _ = fd.set_guest_debug(&debug);
     }
 
@@ -185,7 +193,8 @@ impl Counter {
                     let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
                     counts.add(entry, instructions + 2);
                     drop(counts);
-                    self.await_entry(fd);
+                    // Refused, the machine runs on, and the table lacks visits.
+                    let _ = self.ways.await_entry(fd);
                 }
             }
         }

@@ -29,4 +29,5 @@ pub mod stats;
 pub mod stop;
 pub mod store;
 pub mod vcpu;
+pub mod verify;
 pub mod vm;

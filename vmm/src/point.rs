@@ -6,7 +6,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::count::SWAPGS_IRETQ;
+use fluke_abi::layout::KERNEL_IMAGE;
+use fluke_abi::port::Event;
+
+use crate::count::{SWAPGS_IRETQ, Ways};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
@@ -25,6 +28,44 @@ pub enum Point {
     Address(u64),
     /// When the kernel reports that the first user-mode instruction is about to run.
     FirstUser,
+    /// When a program tells of something, [`fluke_abi::port::Event::Told`].
+    Told,
+    /// The same. On the way all instructions at CPL 0 are executed one by one, with interrupts, and counted.
+    ToldCounted,
+    /// After so many of the kernel's instructions in a [`MarkedCall`], which are executed one by one, like
+    /// all at CPL 0; or when a program tells of something.
+    Marked(MarkedCall, u64),
+}
+
+/// Bytes by which a CPU's state names the thread that runs.
+pub type RunningName = [u8; 12];
+
+/// A call that is looked at: of a thread that runs on the vCPU, which has a mark in its saved `rbp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkedCall {
+    /// Physical address of the name of the thread that runs.
+    pub running: u64,
+    /// What is there when the thread does.
+    pub thread: RunningName,
+    /// Physical address of the thread's saved `rbp`.
+    pub saved_rbp: u64,
+    /// The mark.
+    pub mark: u64,
+}
+
+impl MarkedCall {
+    /// Whether an instruction of the kernel's is part of the call.
+    fn covers(&self, memory: &Memory, rbp: u64) -> bool {
+        let running = memory.get::<RunningName>(self.running);
+        // Until the stub has saved it, it is in the register.
+        let marked = || {
+            rbp == self.mark
+                || memory
+                    .get(self.saved_rbp)
+                    .is_ok_and(|saved: u64| saved == self.mark)
+        };
+        running.is_ok_and(|name| name == self.thread) && marked()
+    }
 }
 
 /// How far a vCPU is on its way.
@@ -44,6 +85,10 @@ pub struct Way {
     point: Point,
     /// Steps to go; the first one from a breakpoint only leaves it.
     steps: u32,
+    /// Where the kernel is entered and left, if it is stepped through.
+    ways: Option<Ways>,
+    /// Instructions counted.
+    pub counted: u64,
 }
 
 impl Way {
@@ -51,8 +96,28 @@ impl Way {
     ///
     /// # Errors
     /// If the host cannot stop a guest.
-    pub fn start(fd: &VcpuFd, memory: &Memory, point: Point) -> Result<Option<Self>, Error> {
-        let steps = match point {
+    pub fn start(
+        fd: &VcpuFd,
+        memory: &Memory,
+        ways: impl FnOnce() -> Option<Ways>,
+        point: Point,
+    ) -> Result<Option<Self>, Error> {
+        let mut way = Self {
+            point,
+            steps: 0,
+            ways: None,
+            counted: 0,
+        };
+        way.steps = match point {
+            Point::ToldCounted | Point::Marked(..) => {
+                way.ways = Some(ways().ok_or_else(|| {
+                    Error::Config("the machine runs no kernel that could be stepped through".into())
+                })?);
+                let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
+                way.go_on(fd, memory, regs.rip)?;
+                return Ok(Some(way));
+            }
+            Point::Told => 0,
             Point::Steps(_) if is_barred(fd, memory)? => return Ok(None),
             Point::Steps(steps) => steps.max(1),
             // Nothing to step off.
@@ -63,10 +128,29 @@ impl Way {
             Point::Address(_) => 1,
             Point::FirstUser => 0,
         };
-        if steps > 0 {
+        if way.steps > 0 {
             debug(fd, SINGLE_STEP, None)?;
         }
-        Ok(Some(Self { point, steps }))
+        Ok(Some(way))
+    }
+
+    /// From user code, and where the CPU waits for an interrupt, runs to where the kernel is entered next;
+    /// in the kernel, one instruction.
+    fn go_on(&self, fd: &VcpuFd, memory: &Memory, rip: u64) -> Result<(), Error> {
+        const HLT: u8 = 0xf4;
+        let Some(ways) = &self.ways else {
+            return Ok(());
+        };
+        let leaves = rip < KERNEL_IMAGE
+            || rip == ways.swapgs
+            || memory
+                .get(rip - KERNEL_IMAGE)
+                .is_ok_and(|code: u8| code == HLT);
+        match (leaves, self.point) {
+            (true, _) => ways.await_entry(fd),
+            (_, Point::ToldCounted) => debug(fd, KVM_GUESTDBG_SINGLESTEP, None),
+            _ => debug(fd, SINGLE_STEP, None),
+        }
     }
 
     /// After a debug exit: how far the vCPU is.
@@ -86,13 +170,38 @@ impl Way {
                 debug(fd, KVM_GUESTDBG_USE_HW_BP, Some(address))?;
                 Ok(Progress::Further)
             }
-            Point::Steps(_) | Point::FirstUser => Ok(Progress::Further),
+            Point::ToldCounted | Point::Marked(..) => self.stepped(fd, memory),
+            Point::Steps(_) | Point::FirstUser | Point::Told => Ok(Progress::Further),
         }
     }
 
-    /// Whether the kernel's report of its first user-mode instruction is the point.
-    pub fn ends_at_first_user(&self) -> bool {
-        self.point == Point::FirstUser
+    fn stepped(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<Progress, Error> {
+        let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
+        let end = match self.point {
+            Point::Marked(call, count) => {
+                let covers = regs.rip >= KERNEL_IMAGE && call.covers(memory, regs.rbp);
+                self.counted += u64::from(covers);
+                covers && self.counted == count
+            }
+            _ => {
+                self.counted += 1;
+                false
+            }
+        };
+        if end {
+            return Ok(Progress::There);
+        }
+        self.go_on(fd, memory, regs.rip)?;
+        Ok(Progress::Further)
+    }
+
+    /// Whether what the kernel reports is the point.
+    pub fn ends_at(&self, event: Event) -> bool {
+        match self.point {
+            Point::FirstUser => event == Event::FirstUser,
+            Point::Told | Point::ToldCounted | Point::Marked(..) => event == Event::Told,
+            Point::Steps(_) | Point::Address(_) => false,
+        }
     }
 
     /// Takes a vCPU off the way.

@@ -44,6 +44,8 @@ pub struct VcpuCounters {
     pub kernel_samples: AtomicU64,
     /// Samples that found it halted.
     pub idle_samples: AtomicU64,
+    /// Instructions of the kernel's that were counted on the way to the last point.
+    pub instructions: AtomicU64,
 }
 
 impl VcpuCounters {

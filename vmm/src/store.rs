@@ -186,9 +186,9 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
 fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
     move |error| {
+        let error = error.to_string();
         // Of the file that was to be made beside it, only what went wrong.
-        let cause = error.get_ref().and_then(|wrapped| wrapped.source());
-        let error = cause.map_or_else(|| error.to_string(), ToString::to_string);
+        let error = error.split(" at path ").next().unwrap_or_default();
         Error::Config(format!(
             "cannot write `{path}`: {error}; give the path of a file in a directory that you may write to"
         ))

@@ -15,6 +15,7 @@
 //! that fails or panics still reports [`Report::Ended`], with the reason. `Finish` ends the
 //! thread from everywhere.
 
+use std::cell::OnceCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -30,7 +31,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use fluke_abi::port::Event;
 
 use crate::bus::{Bus, Signal};
-use crate::count::{Counter, SharedCounts};
+use crate::count::{Counter, SharedCounts, Ways};
 use crate::crash::{self, Crash};
 use crate::devices::Devices;
 use crate::error::Error;
@@ -186,6 +187,7 @@ impl Vcpu {
                     inbox,
                     counter: None,
                     way: None,
+                    ways: OnceCell::new(),
                 };
                 let caught = catch_unwind(AssertUnwindSafe(|| runner.main()));
                 let stop = caught.unwrap_or_else(|panic| Some(runner.panicked(&*panic)));
@@ -278,6 +280,8 @@ struct Runner {
     counter: Option<Counter>,
     /// Where to pause.
     way: Option<Way>,
+    /// Where the kernel is entered and left, once that was needed.
+    ways: OnceCell<Option<Ways>>,
 }
 
 impl Runner {
@@ -309,7 +313,12 @@ impl Runner {
             match self.inbox.recv().unwrap_or(Command::Finish) {
                 Command::Run => return State::Running,
                 Command::RunTo(point) => {
-                    match Way::start(&self.fd, &self.context.memory, point) {
+                    let Context { memory, image, .. } = &self.context;
+                    let ways = || {
+                        let find = || Ways::of(image.as_ref()?);
+                        *self.ways.get_or_init(find)
+                    };
+                    match Way::start(&self.fd, memory, ways, point) {
                         Ok(Some(way)) => self.way = Some(way),
                         Ok(None) => return self.pause(false, PauseReason::Barred),
                         Err(error) => {
@@ -411,6 +420,10 @@ impl Runner {
     fn pause(&mut self, access_pending: bool, why: PauseReason) -> State {
         if access_pending && let Some(reason) = self.complete_access() {
             return State::Finished(reason);
+        }
+        if let Some(way) = &self.way {
+            let counted = &self.context.counters.instructions;
+            counted.store(way.counted, Ordering::Relaxed);
         }
         self.report(match why {
             PauseReason::Point => Report::Reached,
@@ -536,12 +549,12 @@ impl Runner {
         let port = pio.port;
         self.context.counters.count(cause);
         match result {
-            Ok(Some(Signal::Event(Event::FirstUser)))
-                if self.way.as_ref().is_some_and(Way::ends_at_first_user) =>
+            Ok(Some(Signal::Event(event)))
+                if self.way.as_ref().is_some_and(|way| way.ends_at(event)) =>
             {
                 Left::Point(true, PauseReason::Point)
             }
-            Ok(None | Some(Signal::Event(Event::FirstUser))) => Left::Access,
+            Ok(None | Some(Signal::Event(Event::FirstUser | Event::Told))) => Left::Access,
             Ok(Some(Signal::Exit(status))) => Left::Stop(StopReason::Exited(status)),
             Ok(Some(Signal::Event(Event::Deadlock))) => Left::Stop(StopReason::Deadlock),
             Ok(Some(Signal::Event(Event::Panic))) => {

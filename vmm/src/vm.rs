@@ -5,9 +5,11 @@
 //! and [`Vm::wait`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::SignalKind;
@@ -15,6 +17,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::error::Elapsed;
 
 use fluke_abi::boot::{Extent, Gate};
+use fluke_abi::port::DOORBELL_VECTOR;
 
 use crate::boot::{self, Entrance, FlukeGuest, MachineInfo};
 use crate::bus::Bus;
@@ -23,6 +26,7 @@ use crate::config::{
 };
 use crate::control::{Control, Event};
 use crate::count::{SharedCounts, Visits};
+use crate::crash::Symbols;
 use crate::devices::Devices;
 use crate::doctor;
 use crate::error::Error;
@@ -30,7 +34,7 @@ use crate::inspect::{self, Machine, View};
 use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
-use crate::point::Point;
+use crate::point::{MarkedCall, Point};
 use crate::remote::{Status, serve};
 use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
@@ -345,6 +349,47 @@ impl Vm {
     /// If there is no such vCPU, or it runs no kernel.
     pub fn place(&mut self, vcpu: u32) -> inspect::Result<String> {
         self.look(|machine| inspect::code::place(machine, vcpu))
+    }
+
+    /// Where a call of the thread with that hash, marked in `rbp`, is recognised on a vCPU of the paused
+    /// machine.
+    ///
+    /// # Errors
+    /// If there is no such thread, or the machine runs no kernel.
+    pub fn marked_call(&mut self, vcpu: u32, hash: u64, mark: u64) -> inspect::Result<MarkedCall> {
+        self.look(|machine| inspect::marked::marked_call(machine, vcpu, hash, mark))
+    }
+
+    /// The kernel's instructions that were counted on a vCPU's way to its last point.
+    pub fn instructions(&self, vcpu: u32) -> u64 {
+        let counters = self.counters.get(vcpu as usize);
+        counters.map_or(0, |counters| counters.instructions.load(Ordering::Relaxed))
+    }
+
+    /// The kernel's function at an address, or the address.
+    pub fn symbol(&self, address: u64) -> String {
+        let symbols = self.image.as_ref().and_then(|image| Symbols::new(image));
+        let frames = symbols.map(|symbols| symbols.frames(address));
+        let frame = frames.and_then(|frames| frames.into_iter().next());
+        frame.unwrap_or_else(|| format!("{address:#x}"))
+    }
+
+    /// Rings the doorbell, [`DOORBELL_VECTOR`], on a vCPU.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn ring(&self, vcpu: u32) -> Result<(), Error> {
+        // To that APIC, fixed, edge-triggered (SDM vol. 3, 11.11).
+        let message = kvm_msi {
+            address_lo: 0xfee0_0000 | (vcpu & 0xff) << 12,
+            address_hi: vcpu & !0xff,
+            data: DOORBELL_VECTOR.into(),
+            ..Default::default()
+        };
+        self.fd
+            .signal_msi(message)
+            .map_err(Error::kvm("ringing the doorbell"))?;
+        Ok(())
     }
 
     fn look<T>(

@@ -19,6 +19,7 @@ use core::sync::atomic::AtomicU64;
 
 use fluke_abi::boot::{KERNEL_CS, USER_CS, USER_SS};
 use fluke_abi::layout::GATE_INSTRUCTION_BYTES;
+use fluke_abi::port::DOORBELL_VECTOR;
 
 use super::apic::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use super::cpu::{FRAME_BYTES, Table, offset};
@@ -89,6 +90,7 @@ pub fn init(page_table: u64, own_page_table: u64) {
     }
     gate(TIMER_VECTOR.into(), timer as *const () as u64, 0);
     gate(KICK_VECTOR.into(), kick as *const () as u64, 0);
+    gate(DOORBELL_VECTOR.into(), doorbell as *const () as u64, 0);
     gate(SPURIOUS_VECTOR.into(), spurious as *const () as u64, 0);
 }
 
@@ -158,6 +160,7 @@ macro_rules! interrupt {
 
 interrupt!(timer, TIMER_VECTOR);
 interrupt!(kick, KICK_VECTOR);
+interrupt!(doorbell, DOORBELL_VECTOR);
 
 #[unsafe(naked)]
 #[unsafe(link_section = ".text.entry")]

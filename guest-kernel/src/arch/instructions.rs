@@ -50,6 +50,15 @@ pub fn out32(port: u16, value: u32) {
     };
 }
 
+/// As [`out32`], with `detail` in `rdi`, where the host finds it.
+#[inline]
+pub fn out32_with(port: u16, value: u32, detail: u64) {
+    // SAFETY: as above.
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, in("rdi") detail, options(nomem, nostack, preserves_flags));
+    };
+}
+
 /// Writes bytes to an I/O port, in one instruction.
 #[inline]
 pub fn out_bytes(port: u16, bytes: &[u8]) {

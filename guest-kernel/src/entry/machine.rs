@@ -1,10 +1,10 @@
 //! What Fluke leaves to servers that do not exist yet: clock, the end; and what drivers need.
 
 use fluke_abi::code::Insanity;
-use fluke_abi::port;
+use fluke_abi::port::{self, Event};
 
 use crate::arch::cpu::Cpu;
-use crate::arch::instructions::out32;
+use crate::arch::instructions::{out32, out32_with};
 use crate::call::{Call, Done};
 use crate::lock::scheduler;
 use crate::pseudo;
@@ -45,4 +45,21 @@ pub fn machine_exit(call: &mut Call) -> Done {
     }
     out32(port::EXIT, status as u32);
     call.complete(0)
+}
+
+/// Trivial.
+pub fn machine_tell(call: &mut Call) -> Done {
+    let address = call.argument(0);
+    out32_with(port::EVENT, Event::Told as u32, address);
+    call.complete(0)
+}
+
+/// Commit point: none; sleeping changes nothing.
+pub fn machine_listen(call: &mut Call) -> Done {
+    let heard = call.argument(0);
+    loop {
+        if let Some(rings) = call.listen(heard)? {
+            return call.complete(rings);
+        }
+    }
 }

@@ -127,12 +127,24 @@ pub fn set(handlers: Handlers) {
 /// The kernel may write wherever the registers point. The caller has the handlers installed, if the
 /// call can raise an exception.
 pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { call_marked(rax, rest, 0) }
+}
+
+/// As [`call`], with that in `rbp`, which no call uses.
+///
+/// # Safety
+/// As of [`call`].
+pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
     let result;
     // SAFETY: the caller's promise; the gate returns, after an exception too.
     unsafe {
         asm!(
+            "push rbp",
+            "mov rbp, r11",
             "mov r11d, {gate}",
             "call r11",
+            "pop rbp",
             gate = const GATE,
             inout("rax") rax => result,
             inout("rdi") rest[0] => _,
@@ -145,8 +157,8 @@ pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
             inout("r13") rest[7] => _,
             inout("r14") rest[8] => _,
             inout("r15") 0u64 => _,
+            inout("r11") mark => _,
             out("rcx") _,
-            out("r11") _,
         );
     }
     result

@@ -9,12 +9,14 @@
 //! | [`nest`] | runs a program below levels of itself |
 //! | [`schedulers`] | two levels of schedulers in user mode |
 //! | [`colony`] | sleeps in every kind of call, asks for a checkpoint, and goes on |
+//! | [`audit`] | plays a scene, and takes a thread apart when the host rings |
 //! | [`calls`] | short calls, to count their instructions |
 //! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`faults`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
 
 extern crate alloc;
 
+pub mod audit;
 pub mod badptr;
 pub mod caller;
 pub mod calls;

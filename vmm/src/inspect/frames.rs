@@ -109,8 +109,8 @@ pub fn view(kernel: &Kernel<'_>) -> Result<Report> {
     rows.add_row([
         "page-table page".into(),
         live.to_string(),
-        (live + free).to_string(),
-        (live + free + fresh).to_string(),
+        live.saturating_add(free).to_string(),
+        live.saturating_add(free + fresh).to_string(),
         PAGE_SIZE.to_string(),
     ]);
     text.push_str(&trimmed(&rows));

@@ -8,6 +8,7 @@ pub mod code;
 mod cpus;
 mod frames;
 mod kernel;
+pub(crate) mod marked;
 mod objects;
 mod queues;
 mod spaces;

@@ -123,8 +123,10 @@ impl Good {
     /// Wrong values for a parameter.
     fn wild(&self, row: &Row, name: &str, ty: &str) -> Result<Vec<u64>, Status> {
         // What would sleep: `sleepers` does that.
-        if row.name == "thread_sleep" {
-            return Ok(alloc::vec![0, 1, 0x1000]);
+        match row.name {
+            "thread_sleep" => return Ok(alloc::vec![0, 1, 0x1000]),
+            "machine_listen" => return Ok(alloc::vec![1, u64::MAX]),
+            _ => {}
         }
         if ty == "u64" {
             return Ok(NUMBERS.into());

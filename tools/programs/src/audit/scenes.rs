@@ -1,0 +1,498 @@
+//! The scenes: one for each entry point that may sleep, by name; in some, messages fault or are long.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use fluke_abi::code::{Status, Wakeup};
+use fluke_abi::entry::Entry;
+use fluke_abi::layout::PAGE_SIZE;
+use fluke_abi::state::{MutexState, ObjectSpec, ThreadState};
+use libfluke::heap;
+use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Task, Thread};
+use libfluke::space::{Export, READ_WRITE};
+
+use crate::caller::{Call, plain};
+
+/// What a player does when it has made its calls.
+#[derive(Clone, Copy, PartialEq)]
+pub enum After {
+    /// It is done, and its results count.
+    Done,
+    /// It makes them again, from that one on.
+    Again(usize),
+}
+
+/// Calls of a player.
+pub struct Script {
+    /// The calls.
+    pub calls: Vec<Call>,
+    /// The call that is looked at.
+    pub marked: Option<usize>,
+    /// What comes then.
+    pub after: After,
+}
+
+/// What is played.
+pub struct Scene {
+    /// Who is taken apart.
+    pub target: Script,
+    /// Who does what the target needs.
+    pub partner: Script,
+    /// Whether the partner begins.
+    pub partner_first: bool,
+    /// Mutexes that the target may own.
+    pub mutexes: Vec<&'static Mutex>,
+    /// Memory that the calls fill: address and bytes.
+    pub filled: Vec<(u64, u64)>,
+}
+
+/// Names of all scenes.
+pub const NAMES: &[&str] = &[
+    "thread_destroy",
+    "thread_get_state",
+    "thread_interrupt",
+    "thread_move",
+    "thread_set_state",
+    "thread_schedule",
+    "thread_sleep",
+    "task_destroy",
+    "region_search",
+    "mutex_lock",
+    "cond_wait",
+    "ipc_call",
+    "ipc_client_connect_send",
+    "ipc_client_connect_send_over_receive",
+    "ipc_client_send",
+    "ipc_client_send_over_receive",
+    "ipc_client_over_receive",
+    "ipc_client_receive",
+    "ipc_client_ack_send",
+    "ipc_client_ack_send_over_receive",
+    "ipc_server_send",
+    "ipc_server_send_over_receive",
+    "ipc_server_over_receive",
+    "ipc_server_receive",
+    "ipc_server_ack_send",
+    "ipc_server_ack_send_over_receive",
+    "ipc_server_ack_send_wait_receive",
+    "ipc_server_send_wait_receive",
+    "ipc_setup_wait_receive",
+    "ipc_wait_receive",
+    "ipc_reply",
+    "ipc_reply_wait_receive",
+    "ipc_send",
+    "ipc_client_connect_send_over_receive-fault",
+    "ipc_server_ack_send_over_receive-fault",
+    "ipc_call-fault",
+    "ipc_send-fault",
+    "ipc_client_connect_send_over_receive-long",
+    "ipc_server_ack_send_over_receive-long",
+];
+
+/// Words of a message.
+#[derive(Clone, Copy)]
+enum Size {
+    /// In one page.
+    Short,
+    /// Across the end of a page, the second of which a keeper has to provide.
+    Fault,
+    /// Longer than what is copied between two preemption points.
+    Long,
+}
+
+impl Size {
+    const fn words(self) -> u64 {
+        match self {
+            Self::Short | Self::Fault => 24,
+            Self::Long => 1100,
+        }
+    }
+}
+
+/// A buffer: address and words.
+type Part = (u64, u64);
+
+const NOTHING: Part = (0, 0);
+/// Words of a small message.
+const FEW: u64 = 4;
+
+/// Buffers of both players.
+struct Buffers {
+    size: Size,
+    filled: Vec<(u64, u64)>,
+}
+
+impl Buffers {
+    fn pages(&self) -> Result<u64, Status> {
+        heap::pages(4 * PAGE_SIZE).ok_or(Status::NoMemory)
+    }
+
+    /// A message to send; `n` tells messages apart.
+    fn message(&mut self, n: u64) -> Result<Part, Status> {
+        let (at, words) = (self.pages()?, self.size.words());
+        // It is all there: its faults are soft, if its page table is new.
+        for word in 0..words {
+            // SAFETY: the memory was just allocated.
+            unsafe { *((at + word * 8) as *mut u64) = n << 32 | word };
+        }
+        Ok((at, words))
+    }
+
+    /// Room for two messages.
+    fn room(&mut self) -> Result<Part, Status> {
+        let (at, words) = (self.pages()?, self.size.words() + FEW);
+        let at = match self.size {
+            Size::Fault => at + PAGE_SIZE - words / 2 / 8 * 64,
+            _ => at,
+        };
+        // The first page is there.
+        // SAFETY: the memory was just allocated.
+        unsafe { *(at as *mut u64) = 0 };
+        self.filled.push((at, words * 8));
+        Ok((at, words))
+    }
+}
+
+/// A script that ends.
+fn script<const N: usize>(calls: [Call; N], marked: usize) -> Script {
+    Script {
+        calls: calls.into(),
+        marked: Some(marked),
+        after: After::Done,
+    }
+}
+
+/// Of the partner.
+fn partner<const N: usize>(calls: [Call; N]) -> Script {
+    Script {
+        calls: calls.into(),
+        marked: None,
+        after: After::Done,
+    }
+}
+
+impl Script {
+    /// That goes on for ever.
+    fn again(self, from: usize) -> Self {
+        Self {
+            after: After::Again(from),
+            ..self
+        }
+    }
+}
+
+fn scene(target: Script, partner: Script) -> Scene {
+    Scene {
+        target,
+        partner,
+        partner_first: false,
+        mutexes: Vec::new(),
+        filled: Vec::new(),
+    }
+}
+
+/// A port set, and a link to a port in it.
+fn service() -> Result<(u64, u64), Status> {
+    let pset = Pset::alloc()?;
+    let port = Ref::to(Port::in_set(pset, 0)?)?;
+    Ok((pset.handle() as u64, port.handle() as u64))
+}
+
+/// A message transfer.
+fn transfer(entry: Entry, dest: u64, send: Part, receive: Part) -> Call {
+    plain(entry, &[dest, send.0, send.1, receive.0, receive.1])
+}
+
+/// Two players and a connection, or an idempotent call.
+fn messages(entry: Entry, size: Size) -> Result<Option<Scene>, Status> {
+    use Entry::*;
+    let (pset, port) = service()?;
+    let mut buffers = Buffers {
+        size,
+        filled: Vec::new(),
+    };
+    let (sent, other) = (buffers.message(1)?, buffers.message(2)?);
+    let (first, second) = (buffers.room()?, buffers.room()?);
+    let (theirs, theirs_too) = (buffers.room()?, buffers.room()?);
+    let few = (sent.0, FEW);
+    let little = (first.0, FEW);
+    let done = |entry| transfer(entry, 0, NOTHING, NOTHING);
+    let to = |entry, send, receive| transfer(entry, port, send, receive);
+    let on = |entry, send, receive| transfer(entry, 0, send, receive);
+    let serve = |room| transfer(ipc_setup_wait_receive, pset, NOTHING, room);
+    let rpc = |send, receive| to(ipc_client_connect_send_over_receive, send, receive);
+    let (leave, drop) = (done(ipc_client_disconnect), done(ipc_server_disconnect));
+    // A server that answers once, and one that then listens again.
+    let answer = || partner([serve(theirs), on(ipc_server_ack_send, other, NOTHING), drop]);
+    let talk = || {
+        partner([
+            serve(theirs),
+            on(ipc_server_ack_send_over_receive, other, theirs_too),
+        ])
+    };
+    // Clients.
+    let ask = || partner([rpc(other, theirs), leave]);
+    let ask_twice = || partner([rpc(other, theirs), rpc(few, theirs_too), leave]);
+    let ask_and_tell = || {
+        partner([
+            rpc(other, theirs),
+            on(ipc_client_ack_send, few, NOTHING),
+            leave,
+        ])
+    };
+    let connect = to(ipc_client_connect_send, few, NOTHING);
+    let over = on(ipc_client_over_receive, NOTHING, first);
+    let ack = on(ipc_server_ack_send, few, NOTHING);
+    let scene = match entry {
+        ipc_client_connect_send => {
+            let connect = to(entry, sent, NOTHING);
+            scene(script([connect, over, leave], 0), answer())
+        }
+        ipc_client_connect_send_over_receive => {
+            scene(script([rpc(sent, first), leave], 0), answer())
+        }
+        ipc_client_send => {
+            let send = on(entry, sent, NOTHING);
+            scene(script([connect, send, over, leave], 1), answer())
+        }
+        ipc_client_send_over_receive => {
+            let send = on(entry, sent, first);
+            scene(script([connect, send, leave], 1), answer())
+        }
+        ipc_client_over_receive => scene(script([connect, over, leave], 1), answer()),
+        ipc_client_receive => {
+            let receive = on(entry, NOTHING, second);
+            scene(script([rpc(sent, little), receive, leave], 1), answer())
+        }
+        ipc_client_ack_send => {
+            let send = on(entry, sent, NOTHING);
+            scene(script([rpc(few, first), send, leave], 1), talk())
+        }
+        ipc_client_ack_send_over_receive => {
+            let send = on(entry, sent, second);
+            let server = partner([
+                serve(theirs),
+                on(ipc_server_ack_send_over_receive, other, theirs_too),
+                on(ipc_server_ack_send, few, NOTHING),
+                drop,
+            ]);
+            scene(script([rpc(few, first), send, leave], 1), server)
+        }
+        ipc_setup_wait_receive => {
+            let send = on(ipc_server_ack_send, sent, NOTHING);
+            scene(script([serve(first), send, drop], 0), ask())
+        }
+        ipc_wait_receive => {
+            let wait = on(entry, NOTHING, second);
+            let client = partner([to(ipc_send, few, NOTHING), rpc(other, theirs), leave]);
+            scene(script([serve(first), wait, ack, drop], 1), client)
+        }
+        ipc_server_ack_send => {
+            let send = on(entry, sent, NOTHING);
+            scene(script([serve(first), send, drop], 1), ask())
+        }
+        ipc_server_send => {
+            let send = on(entry, sent, NOTHING);
+            scene(script([serve(first), ack, send, drop], 2), ask())
+        }
+        ipc_server_over_receive => {
+            let over = on(entry, NOTHING, second);
+            scene(script([serve(first), ack, over], 2), ask_and_tell())
+        }
+        ipc_server_ack_send_over_receive => {
+            let send = on(entry, sent, second);
+            scene(script([serve(first), send], 1), ask_and_tell())
+        }
+        ipc_server_send_over_receive => {
+            let send = on(entry, sent, second);
+            scene(script([serve(first), ack, send], 2), ask_and_tell())
+        }
+        ipc_server_receive => {
+            let receive = on(entry, NOTHING, second);
+            scene(script([serve(little), receive, ack, drop], 1), ask())
+        }
+        ipc_server_ack_send_wait_receive => {
+            let wait = on(entry, sent, second);
+            scene(script([serve(first), wait, ack, drop], 1), ask_twice())
+        }
+        ipc_server_send_wait_receive => {
+            let wait = on(entry, sent, second);
+            scene(script([serve(first), ack, wait, ack, drop], 2), ask_twice())
+        }
+        ipc_call => {
+            let server = partner([serve(theirs), on(ipc_reply_wait_receive, other, theirs)]);
+            scene(script([to(entry, sent, first)], 0), server.again(1))
+        }
+        ipc_reply => {
+            let reply = on(entry, sent, NOTHING);
+            let client = partner([to(ipc_call, other, theirs)]);
+            scene(script([serve(first), reply], 1).again(0), client)
+        }
+        ipc_reply_wait_receive => {
+            let reply = on(entry, sent, second);
+            let client = partner([to(ipc_call, other, theirs), to(ipc_call, few, theirs_too)]);
+            scene(script([serve(first), reply], 1).again(1), client)
+        }
+        ipc_send => scene(
+            script([to(entry, sent, NOTHING)], 0),
+            partner([serve(theirs)]),
+        ),
+        _ => return Ok(None),
+    };
+    Ok(Some(Scene {
+        filled: buffers.filled,
+        ..scene
+    }))
+}
+
+/// Memory for an object or a state, zero.
+fn blank<T: Default>() -> u64 {
+    Box::leak(Box::new(T::default())) as *mut T as u64
+}
+
+fn mutex(cond_wait: bool, other: &'static Thread) -> Result<Scene, Status> {
+    let (mutex, cond) = (Mutex::alloc()?, Cond::alloc()?);
+    let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
+    let lock = plain(Entry::mutex_lock, &[at]);
+    let unlock = plain(Entry::mutex_unlock, &[at]);
+    let scene = if cond_wait {
+        let wait = plain(Entry::cond_wait, &[on, at]);
+        let signal = plain(Entry::cond_signal, &[on]);
+        scene(
+            script([lock, wait, unlock], 1),
+            partner([lock, signal, unlock]),
+        )
+    } else {
+        let locked = MutexState {
+            locked: 1,
+            ..MutexState::default()
+        };
+        let owner = Ref::to(other)?;
+        // SAFETY: objects, and a state to be read.
+        unsafe {
+            libfluke::sys::mutex_set_state(mutex.handle(), &raw const locked, owner.handle())
+        };
+        scene(script([lock, unlock], 0), partner([unlock]))
+    };
+    Ok(Scene {
+        mutexes: Vec::from([mutex]),
+        ..scene
+    })
+}
+
+fn search() -> Result<Scene, Status> {
+    const BYTES: u64 = 2 * PAGE_SIZE;
+    let memory = heap::pages(BYTES).ok_or(Status::NoMemory)?;
+    let export = Export::alloc(memory, BYTES, READ_WRITE, None)?;
+    for at in [memory + 64, memory + PAGE_SIZE, memory + PAGE_SIZE + 256] {
+        // SAFETY: memory for an object.
+        unsafe { libfluke::sys::mutex_create(at as *mut _) };
+    }
+    let (offset, found) = (
+        blank::<u64>(),
+        heap::pages(PAGE_SIZE).ok_or(Status::NoMemory)?,
+    );
+    let found_size = blank::<u64>();
+    let region = export.region().handle() as u64;
+    let next = plain(
+        Entry::region_search,
+        &[region, offset, BYTES, found, found_size],
+    );
+    let filled = Vec::from([
+        (offset, 8),
+        (found, size_of::<ObjectSpec>() as u64),
+        (found_size, 8),
+    ]);
+    Ok(Scene {
+        filled,
+        ..scene(script([next, next, next, next], 1), partner([]))
+    })
+}
+
+/// Scenes of threads: what is done to the partner, or to a third.
+fn threads(
+    entry: Entry,
+    target: &'static Thread,
+    other: &'static Thread,
+) -> Result<Option<Scene>, Status> {
+    use Entry::*;
+    let third = Thread::alloc()?.handle() as u64;
+    let port = Port::alloc()?.handle() as u64;
+    let (at, target) = (other.handle() as u64, target.handle() as u64);
+    let state = blank::<ThreadState>();
+    let sleep = plain(thread_sleep, &[u64::MAX]);
+    let call = |parameters: &[u64]| script([plain(entry, parameters)], 0);
+    let idle = || partner([sleep]).again(0);
+    let made = match entry {
+        thread_destroy => scene(call(&[third]), idle()),
+        thread_get_state => Scene {
+            partner_first: true,
+            filled: Vec::from([(state, size_of::<ThreadState>() as u64)]),
+            ..scene(call(&[at, state]), idle())
+        },
+        thread_move => {
+            let new = blank::<Thread>();
+            let reference = Ref::alloc()?.handle() as u64;
+            let target = script(
+                [
+                    plain(entry, &[third, new]),
+                    plain(thread_reference, &[new, reference]),
+                ],
+                0,
+            );
+            scene(target, idle())
+        }
+        thread_set_state => {
+            let get = plain(thread_get_state, &[third, state]);
+            scene(script([get, plain(entry, &[third, state]), get], 1), idle())
+        }
+        thread_interrupt => Scene {
+            partner_first: true,
+            ..scene(call(&[at]), partner([sleep]))
+        },
+        thread_schedule => {
+            let scheduler = Ref::to(Port::alloc()?)?;
+            other.set_scheduler(scheduler, 0);
+            scene(call(&[at, port, Wakeup::OnBlock as u64]), idle())
+        }
+        // It never comes to its end: somebody interrupts it.
+        thread_sleep => scene(
+            call(&[u64::MAX]),
+            partner([plain(thread_interrupt, &[target])]),
+        ),
+        task_destroy => scene(call(&[Task::alloc()?.handle() as u64]), idle()),
+        _ => return Ok(None),
+    };
+    Ok(Some(made))
+}
+
+/// Makes what a scene of that name needs, played by those threads. `None`: there is none.
+pub fn find(
+    name: &str,
+    target: &'static Thread,
+    other: &'static Thread,
+) -> Result<Option<Scene>, Status> {
+    let (entry, size) = match name.split_once('-') {
+        Some((entry, "fault")) => (entry, Size::Fault),
+        Some((entry, _)) => (entry, Size::Long),
+        None => (name, Size::Short),
+    };
+    if !NAMES.contains(&name) {
+        return Ok(None);
+    }
+    let rows = &mut fluke_abi::entry::TABLE.iter();
+    let Some(entry) = rows
+        .find(|row| row.name == entry)
+        .and_then(|row| Entry::from_number(row.number))
+    else {
+        return Ok(None);
+    };
+    match entry {
+        Entry::mutex_lock | Entry::cond_wait => mutex(entry == Entry::cond_wait, other).map(Some),
+        Entry::region_search => search().map(Some),
+        _ => match messages(entry, size)? {
+            Some(scene) => Ok(Some(scene)),
+            None => threads(entry, target, other),
+        },
+    }
+}

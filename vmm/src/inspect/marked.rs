@@ -1,0 +1,51 @@
+//! Where a thread's marked call can be recognised, instruction by instruction.
+
+use super::kernel::Kernel;
+use super::types::Types;
+use super::value::{Guest, Value, physical};
+use super::{Error, Machine, Result};
+use crate::point::{MarkedCall, RunningName};
+
+/// How to recognise, on a CPU, a call of the thread with that hash whose caller has `mark` in `rbp`.
+///
+/// # Errors
+/// If there is no such thread, or the kernel cannot be read.
+pub fn marked_call(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Result<MarkedCall> {
+    let types = Types::new(machine.image)?;
+    let guest = Guest {
+        types: &types,
+        memory: machine.memory,
+    };
+    let kernel = Kernel::new(&guest)?;
+    let address =
+        |value: Value<'_>| physical(value.address).ok_or(Error::Unreadable(value.address));
+    let (first, cpus) = kernel.scheduler.field("cpus")?.elements()?;
+    let current = |cpu: u64| first.nth(cpu)?.field("current");
+    let names = |bytes: Vec<u8>| Error::Image(format!("has names of {} bytes", bytes.len()));
+    for thread in kernel.objects("thread")? {
+        if thread.value.field("header")?.field("hash")?.int()? != hash {
+            continue;
+        }
+        // As a CPU names whoever runs on it, with the thread's own name in the place of that one's.
+        let mut running = None;
+        for cpu in 0..cpus {
+            let option = current(cpu)?;
+            if let Some(id) = option.option()? {
+                let mut name = RunningName::try_from(option.bytes()?).map_err(names)?;
+                let own = thread.value.field("entity")?.bytes()?;
+                let at = id.address.wrapping_sub(option.address) as usize;
+                let place = name.get_mut(at..at + own.len());
+                let place = place.ok_or_else(|| names(own.clone()))?;
+                place.copy_from_slice(&own);
+                running = Some(name);
+            }
+        }
+        return Ok(MarkedCall {
+            running: address(current(cpu.into())?)?,
+            thread: running.ok_or_else(|| Error::Misuse("no thread runs".into()))?,
+            saved_rbp: address(thread.value.field("frame")?.field("rbp")?)?,
+            mark,
+        });
+    }
+    Err(Error::Misuse(format!("no thread has the hash {hash:#x}")))
+}

@@ -1,0 +1,477 @@
+//! One cell: a scene in one configuration, taken apart at each of its points.
+//!
+//! A point is an instruction of the kernel's in the scene's marked call. To come to it again and again, the
+//! machine is put back to a snapshot a few points before, and steps to it. There the doorbell rings; the machine
+//! then runs to the end of the scene.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
+use fluke_abi::code::Status;
+use fluke_abi::entry::{Entry, Row, TABLE};
+use fluke_abi::ipc::CallWord;
+use fluke_abi::layout::GATE;
+use fluke_abi::state::Registers;
+use serde::Serialize;
+use zerocopy::{FromBytes, FromZeros};
+
+use crate::config::{Configuration, VmConfig};
+use crate::error::Error;
+use crate::inspect::View;
+use crate::paging::read_virtual;
+use crate::point::{MarkedCall, Point};
+use crate::snapshot::Snapshot;
+use crate::stop::StopReason;
+use crate::vm::Vm;
+
+/// The program that plays the scenes.
+pub const PROGRAM: &str = "audit";
+
+/// Memory of the machine, bytes.
+const MEMORY: u64 = 24 << 20;
+/// A scene that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Points between two snapshots.
+const SNAPSHOT_POINTS: u64 = 48;
+
+/// Which points of a cell to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Every so many, at least 1.
+    pub stride: u64,
+    /// Of these at most so many, chosen at random.
+    pub budget: Option<u64>,
+    /// Of the choice.
+    pub seed: u64,
+    /// Count how long the state takes at every so many of the points looked at; 0 is never.
+    pub delay_stride: u64,
+}
+
+/// A cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cell {
+    /// Name of the scene.
+    pub scene: String,
+    /// Kernel.
+    #[serde(serialize_with = "display")]
+    pub configuration: Configuration,
+}
+
+fn display<S: serde::Serializer>(value: &Configuration, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
+
+/// The state of the target, as the auditor found it; what means nothing is zero.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct State {
+    /// The entry point that it is about to call, or none in user code.
+    pub entry: Option<&'static str>,
+    /// Its registers: rip, rax, rdi, rsi, rdx, r10, r8, r9, r12, r13, r14, r15, rbx, rbp, rsp, rflags.
+    pub registers: [u64; 16],
+}
+
+impl State {
+    fn new(r: &Registers) -> Self {
+        let calls = r.rip == GATE;
+        let entry = Entry::from_number(CallWord(r.rax).number()).filter(|_| calls);
+        Self {
+            entry: entry.map(|entry| entry.row().name),
+            // rcx and r11 are the trap instruction's.
+            registers: [
+                r.rip, r.rax, r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9, r.r12, r.r13, r.r14, r.r15,
+                r.rbx, r.rbp, r.rsp, r.rflags,
+            ],
+        }
+    }
+
+    /// Whether the call that it names, if it is the marked one or what is left of it, may be found there.
+    fn is_legal(&self, call: &Row) -> bool {
+        let [rip, _, .., rbp, _, _] = self.registers;
+        if rip != GATE {
+            return true;
+        }
+        let rest = || call.restart_points.iter().map(|entry| entry.row().name);
+        match self.entry {
+            Some(name) if rbp == MARK => name == call.name || rest().any(|other| other == name),
+            Some(_) => true,
+            None => false,
+        }
+    }
+}
+
+/// A point after which the machine did not do what it does undisturbed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Divergence {
+    /// Number of the point, from 1.
+    pub point: u64,
+    /// Where the kernel was.
+    pub place: String,
+    /// What happened instead.
+    pub what: String,
+}
+
+/// What was found in a cell.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// The cell.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// Points that there are.
+    pub points: u64,
+    /// Points looked at.
+    pub run: u64,
+    /// Points that were not come to again: something else, the clock most often, happened before.
+    pub missed: u64,
+    /// What went wrong.
+    pub diverged: Vec<Divergence>,
+    /// States that were extracted.
+    pub states: BTreeSet<State>,
+    /// How many kernel instructions from the doorbell until the auditor had the state, and how often.
+    pub delays: BTreeMap<u64, u64>,
+    /// Time, seconds.
+    pub seconds: f64,
+}
+
+/// How a scene ended.
+enum End {
+    Done(Box<Outcome>),
+    Stopped(StopReason),
+    Hangs,
+}
+
+/// A cell that is being explored.
+pub struct Explorer {
+    cell: Cell,
+    row: &'static Row,
+    vm: Vm,
+    call: MarkedCall,
+    ready: Snapshot,
+    undisturbed: Outcome,
+    /// Points that there are.
+    pub points: u64,
+}
+
+impl Explorer {
+    /// Sets the scene, plays it undisturbed, and counts its points.
+    ///
+    /// # Errors
+    /// If the machine cannot be built, or the scene does not come to its end.
+    pub fn new(cell: Cell) -> Result<Self, Error> {
+        let entry = cell.scene.split('-').next();
+        let row = TABLE.iter().find(|row| Some(row.name) == entry);
+        let row = row.ok_or_else(|| cell.fails("names no entry point"))?;
+        let config = VmConfig::fluke(
+            cell.configuration,
+            PROGRAM,
+            std::slice::from_ref(&cell.scene),
+        )?;
+        let mut vm = Vm::new(config.memory(MEMORY))?;
+        let patience = 4 * PATIENCE;
+        match vm.run_to(0, Point::Told, patience) {
+            Ok(true) if told(&mut vm).is_some_and(|told| told.news == News::Ready as u64) => {}
+            Ok(_) => return Err(cell.fails("cannot be set")),
+            Err(stop) => return Err(cell.fails(&format!("cannot be set: {stop}"))),
+        }
+        let ready = vm.snapshot()?;
+        let call = vm
+            .marked_call(0, TARGET_HASH, MARK)
+            .map_err(|error| cell.fails(&error.to_string()))?;
+        let mut explorer = Self {
+            undisturbed: Outcome::new_zeroed(),
+            points: 0,
+            cell,
+            row,
+            vm,
+            call,
+            ready,
+        };
+        explorer.undisturbed = match explorer.end().0 {
+            End::Done(outcome) => *outcome,
+            End::Stopped(stop) => return Err(explorer.cell.fails(&stop.to_string())),
+            End::Hangs => return Err(explorer.cell.fails("hangs")),
+        };
+        // Once more, step by step: both come to the same end, and this counts.
+        explorer.vm.reset(&explorer.ready)?;
+        let call = Point::Marked(explorer.call, u64::MAX);
+        let came = explorer.vm.run_to(0, call, 4 * patience);
+        let again = told(&mut explorer.vm).filter(|told| told.news == News::Done as u64);
+        if !matches!(came, Ok(true))
+            || again.is_none_or(|told| told.outcome != explorer.undisturbed)
+        {
+            return Err(explorer
+                .cell
+                .fails("ends otherwise when it is stepped through"));
+        }
+        explorer.points = explorer.vm.instructions(0);
+        Ok(explorer)
+    }
+
+    /// Looks at the points of the plan. `tick` is called after each; it says whether to go on.
+    ///
+    /// # Errors
+    /// If the host fails.
+    pub fn explore(mut self, plan: &Plan, tick: &dyn Fn() -> bool) -> Result<Findings, Error> {
+        let started = Instant::now();
+        let mut findings = self.nothing();
+        let (mut base, mut at) = (self.ready.clone(), 0);
+        for (number, point) in plan.points(self.points).into_iter().enumerate() {
+            if point - at > SNAPSHOT_POINTS {
+                self.vm.reset(&base)?;
+                if self.step(point - at) {
+                    (base, at) = (self.vm.snapshot()?, point);
+                }
+            }
+            let number = number as u64;
+            if plan.delay_stride != 0 && number.is_multiple_of(plan.delay_stride) {
+                self.vm.reset(&base)?;
+                if self.step(point - at)
+                    && let Some(delay) = self.delay()?
+                {
+                    *findings.delays.entry(delay).or_default() += 1;
+                }
+            }
+            self.vm.reset(&base)?;
+            if !self.step(point - at) {
+                findings.missed += 1;
+                continue;
+            }
+            self.disturb(point, &mut findings)?;
+            if !tick() {
+                break;
+            }
+        }
+        findings.seconds = started.elapsed().as_secs_f64();
+        Ok(findings)
+    }
+
+    /// What there is to see at one point, and what comes of it.
+    ///
+    /// # Errors
+    /// If there is no such point, or the host fails.
+    pub fn replay(mut self, point: u64) -> Result<(String, Findings), Error> {
+        self.vm.reset(&self.ready)?;
+        if !(1..=self.points).contains(&point) || !self.step(point) {
+            return Err(Error::Config(format!(
+                "{} has no point {point}; give one from 1 to {}",
+                self.cell, self.points
+            )));
+        }
+        let mut text = String::new();
+        for view in [View::Stack { cpu: 0 }, View::Threads] {
+            let seen = self
+                .vm
+                .inspect(&view)
+                .map_or_else(|e| e.to_string(), |seen| seen.text);
+            text.push_str(&seen);
+            text.push('\n');
+        }
+        let mut findings = self.nothing();
+        self.disturb(point, &mut findings)?;
+        Ok((text, findings))
+    }
+
+    /// Nothing found yet.
+    fn nothing(&self) -> Findings {
+        Findings {
+            cell: self.cell.clone(),
+            points: self.points,
+            run: 0,
+            missed: 0,
+            diverged: Vec::new(),
+            states: BTreeSet::new(),
+            delays: BTreeMap::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// So many points further; whether it is there.
+    fn step(&mut self, points: u64) -> bool {
+        points == 0
+            || matches!(
+                self.vm
+                    .run_to(0, Point::Marked(self.call, points), PATIENCE),
+                Ok(true)
+            ) && self.vm.instructions(0) == points
+    }
+
+    /// Rings, and sees what comes of it.
+    fn disturb(&mut self, point: u64, findings: &mut Findings) -> Result<(), Error> {
+        let place = self
+            .vm
+            .registers(0)
+            .map_or(0, |registers| registers.general.rip);
+        self.vm.ring(0)?;
+        let (end, state) = self.end();
+        findings.run += 1;
+        let what = match end {
+            End::Done(outcome) => self.difference(&outcome),
+            End::Stopped(stop) => Some(stop.to_string()),
+            End::Hangs => Some(format!("the scene hangs:\n{}", self.threads())),
+        };
+        let illegal = state
+            .as_ref()
+            .filter(|state| !state.is_legal(self.row))
+            .map(|state| {
+                format!("the state that was extracted is no entry into the kernel: {state:x?}")
+            });
+        if let Some(what) = what.or(illegal) {
+            findings.diverged.push(Divergence {
+                point,
+                place: self.vm.symbol(place),
+                what,
+            });
+        }
+        findings.states.extend(state);
+        Ok(())
+    }
+
+    fn threads(&mut self) -> String {
+        let seen = self.vm.inspect(&View::Threads);
+        seen.map_or_else(|error| error.to_string(), |seen| seen.text)
+    }
+
+    /// Runs to the end of the scene; with the state of the target, if it was taken.
+    fn end(&mut self) -> (End, Option<State>) {
+        let mut state = None;
+        loop {
+            match self.vm.run_to(0, Point::Told, PATIENCE) {
+                Ok(true) => {}
+                Ok(false) => return (End::Hangs, state),
+                Err(stop) => return (End::Stopped(stop), state),
+            }
+            let Some(told) = told(&mut self.vm) else {
+                continue;
+            };
+            match News::from_number(told.news) {
+                Some(News::Taken) => state = Some(State::new(&told.state.registers)),
+                Some(News::Done) => return (End::Done(Box::new(told.outcome)), state),
+                _ => {}
+            }
+        }
+    }
+
+    /// Rings, and counts the kernel's instructions until the auditor has the state.
+    fn delay(&mut self) -> Result<Option<u64>, Error> {
+        self.vm.ring(0)?;
+        let came = self.vm.run_to(0, Point::ToldCounted, PATIENCE);
+        let taken = matches!(came, Ok(true))
+            && told(&mut self.vm).is_some_and(|told| told.news == News::Taken as u64);
+        Ok(taken.then(|| self.vm.instructions(0)))
+    }
+
+    /// In what an outcome differs from the undisturbed one.
+    fn difference(&self, outcome: &Outcome) -> Option<String> {
+        let pairs = |who, now: &[u64], then: &[u64]| {
+            let mut pairs = now.iter().zip(then).enumerate();
+            pairs
+                .find(|(_, (now, then))| now != then)
+                .map(|(n, (&now, &then))| {
+                    let (now, then) = (result(now), result(then));
+                    format!("call {} of the {who} ended with {now}, not {then}", n + 1)
+                })
+        };
+        let undisturbed = &self.undisturbed;
+        pairs("target", &outcome.target, &undisturbed.target)
+            .or_else(|| pairs("partner", &outcome.partner, &undisturbed.partner))
+            .or_else(|| {
+                (outcome.memory != undisturbed.memory)
+                    .then(|| "the memory that the calls fill is otherwise".into())
+            })
+    }
+}
+
+/// The result of a call for people.
+fn result(rax: u64) -> String {
+    let status = CallWord(rax).status().map_or("no status", Status::name);
+    format!("{status} ({rax:#x})")
+}
+
+impl Plan {
+    /// How many of so many points to look at.
+    pub fn count(&self, points: u64) -> u64 {
+        self.points(points).len() as u64
+    }
+
+    /// Numbers of the points to look at, of so many, in order.
+    fn points(&self, points: u64) -> Vec<u64> {
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        let first = 1 + random.u64(0..self.stride.max(1));
+        let mut chosen: Vec<_> = (first..=points)
+            .step_by(self.stride.max(1) as usize)
+            .collect();
+        if let Some(budget) = self.budget {
+            random.shuffle(&mut chosen);
+            chosen.truncate(budget as usize);
+            chosen.sort_unstable();
+        }
+        chosen
+    }
+}
+
+impl Cell {
+    fn fails(&self, why: &str) -> Error {
+        Error::Config(format!("{self}: the scene {why}"))
+    }
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in {}", self.scene, self.configuration)
+    }
+}
+
+/// What the program has told.
+fn told(vm: &mut Vm) -> Option<Told> {
+    let registers = vm.registers(0)?;
+    let (root, at) = (registers.special.cr3, registers.general.rdi);
+    let bytes = read_virtual(vm.memory(), root, at, size_of::<Told>());
+    Told::read_from_bytes(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(stride: u64, budget: Option<u64>) -> Plan {
+        Plan {
+            stride,
+            budget,
+            seed: 7,
+            delay_stride: 0,
+        }
+    }
+
+    #[test]
+    fn all_points_are_looked_at_or_a_choice() {
+        assert_eq!(plan(1, None).points(5), [1, 2, 3, 4, 5]);
+        let some = plan(3, None).points(100);
+        assert!(
+            some.windows(2).all(|pair| pair[1] - pair[0] == 3),
+            "{some:?}"
+        );
+        assert!(some[0] <= 3 && some.last().unwrap() > &97);
+        let few = plan(1, Some(4)).points(1000);
+        assert!(few.len() == 4 && few.is_sorted(), "{few:?}");
+        assert_eq!(few, plan(1, Some(4)).points(1000));
+        assert!(plan(1, Some(4)).points(0).is_empty());
+    }
+
+    #[test]
+    fn what_is_left_of_a_call_is_legal_and_nothing_else() {
+        let state = |entry: Entry, rip, rbp| {
+            State::new(&Registers {
+                rax: entry as u64,
+                rip,
+                rbp,
+                ..Registers::default()
+            })
+        };
+        let call = Entry::cond_wait.row();
+        assert!(state(Entry::cond_wait, GATE, MARK).is_legal(call));
+        assert!(state(Entry::mutex_lock, GATE, MARK).is_legal(call));
+        assert!(!state(Entry::mutex_unlock, GATE, MARK).is_legal(call));
+        assert!(state(Entry::mutex_unlock, GATE, 0).is_legal(call));
+        assert!(state(Entry::mutex_unlock, 0x1000, MARK).is_legal(call));
+    }
+}

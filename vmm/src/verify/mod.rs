@@ -1,0 +1,156 @@
+//! Proof, by doing it, that every system call can be taken apart at any instruction.
+//!
+//! The guest program `audit` plays a scene: a thread makes a call. At each of the *points* of a cell, which
+//! are the kernel's instructions in that call, the host rings a doorbell. The program's auditor then extracts
+//! the thread's state by ordinary calls, destroys the thread, makes it again from the state and lets it go on.
+//! What comes of the scene must be what comes of it undisturbed; the state must be a legal entry into the
+//! kernel; and the two execution models must show the same states (OSDI '99, section 4.1).
+//!
+//! * `cell`: a scene in a configuration.
+//! * `command`: the command.
+//! * `report`: what was found, for people and programs.
+
+mod cell;
+pub mod command;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use crate::config::{Configuration, Model, Preempt, VmConfig};
+use crate::error::Error;
+use crate::vm::Vm;
+
+pub use cell::{Cell, Divergence, Explorer, Findings, PROGRAM, Plan, State};
+pub use report::{Difference, Verification};
+
+/// Names of all scenes, as the program lists them.
+///
+/// # Errors
+/// If the host cannot run it.
+pub fn scenes() -> Result<Vec<String>, Error> {
+    let configuration = Configuration::new(Model::Interrupt, Preempt::None)?;
+    let outcome = Vm::new(VmConfig::fluke(configuration, PROGRAM, &[])?)?.run()?;
+    Ok(outcome.console_text().lines().map(String::from).collect())
+}
+
+/// What to do with the cells, and how.
+pub struct Job<'a> {
+    /// The cells.
+    pub cells: Vec<Cell>,
+    /// Which of their points.
+    pub plan: Plan,
+    /// Cells that are looked at at once.
+    pub jobs: usize,
+    /// Is told of each cell that begins, with its points looked at, and of each point.
+    pub progress: &'a dyn Progress,
+}
+
+/// Whoever watches.
+pub trait Progress: Sync {
+    /// A cell begins; so many points are to be looked at.
+    fn begins(&self, cell: &Cell, points: u64);
+    /// A point was looked at.
+    fn point(&self);
+    /// A cell is done.
+    fn done(&self, findings: &Findings);
+}
+
+/// Explores all cells.
+///
+/// # Errors
+/// If a scene cannot be played, or the host fails.
+pub fn verify(job: &Job<'_>) -> Result<Verification, Error> {
+    let started = Instant::now();
+    let cells = Mutex::new(job.cells.iter());
+    let found = Mutex::new(Vec::new());
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let stop = AtomicBool::new(false);
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let Some(cell) = lock(&cells).next() else {
+                break;
+            };
+            match explore(job, cell, &stop) {
+                Ok(findings) => {
+                    job.progress.done(&findings);
+                    lock(&found).push(findings);
+                }
+                Err(error) => {
+                    lock(&failed).get_or_insert(error);
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..job.jobs {
+            scope.spawn(work);
+        }
+        work();
+    });
+    if let Some(error) = lock(&failed).take() {
+        return Err(error);
+    }
+    let mut cells = std::mem::take(&mut *lock(&found));
+    let place = |cell: &Cell| job.cells.iter().position(|other| other == cell);
+    cells.sort_by_key(|findings| place(&findings.cell));
+    let complete = job.plan.stride == 1 && job.plan.budget.is_none();
+    Ok(Verification {
+        differences: if complete {
+            differences(&cells)
+        } else {
+            Vec::new()
+        },
+        cells,
+        stride: job.plan.stride,
+        budget: job.plan.budget,
+        seed: job.plan.seed,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn explore(job: &Job<'_>, cell: &Cell, stop: &AtomicBool) -> Result<Findings, Error> {
+    let explorer = Explorer::new(cell.clone())?;
+    job.progress.begins(cell, job.plan.count(explorer.points));
+    explorer.explore(&job.plan, &|| {
+        job.progress.point();
+        !stop.load(Ordering::Relaxed)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// States that one execution model shows and the other does not, at the same preemption level. Where all
+/// points were looked at, there must be none.
+fn differences(cells: &[Findings]) -> Vec<Difference> {
+    let mut models: BTreeMap<(&str, String), Vec<&Findings>> = BTreeMap::new();
+    for findings in cells {
+        let Cell {
+            scene,
+            configuration,
+        } = &findings.cell;
+        let level = configuration.preempt().to_string();
+        models.entry((scene, level)).or_default().push(findings);
+    }
+    let mut differences = Vec::new();
+    for ((scene, preempt), cells) in models {
+        let all: BTreeSet<_> = cells.iter().flat_map(|cell| &cell.states).collect();
+        for findings in &cells {
+            for &state in all.iter().filter(|state| !findings.states.contains(*state)) {
+                differences.push(Difference {
+                    scene: scene.into(),
+                    preempt: preempt.clone(),
+                    lacks: findings.cell.configuration.to_string(),
+                    state: state.clone(),
+                });
+            }
+        }
+    }
+    differences
+}
