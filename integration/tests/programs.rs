@@ -1,5 +1,4 @@
-//! Every guest program in every configuration, with 1, 2 and 4 vCPUs or some of these, through the
-//! library.
+//! Every guest program in every configuration, with 1 and 4 vCPUs or some of these, through the library.
 //!
 //! Needs KVM. A case is named `program/configuration/vcpus`. At most two run at once, unless
 //! `--test-threads` says otherwise: their vCPUs are many more than most hosts have CPUs.
@@ -14,9 +13,8 @@ use flukevm::config::{Configuration, GuestFile, MEMORY_DEFAULT, MEMORY_MIN, Pree
 use flukevm::stop::StopReason;
 use flukevm::vm::{Outcome, Vm};
 
-const VCPUS: &[u32] = &[1, 2, 4];
-/// For cases that take long: the fewest, and more than most hosts have.
-const VCPUS_FEW: &[u32] = &[1, 4];
+/// The fewest, and more than most hosts have.
+const VCPUS: &[u32] = &[1, 4];
 const THREADS: usize = 2;
 /// A case that runs for longer hangs.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -213,32 +211,27 @@ fn cases() -> Vec<Case> {
             "faults",
             End::Exited(0),
             &["faults: 499 checks, 0 failed\n"],
-        )
-        .on(VCPUS_FEW),
+        ),
         Case::new(
             "faults-soft",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        )
-        .on(VCPUS_FEW),
+        ),
         Case::new(
             "faults-hard",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        )
-        .on(VCPUS_FEW),
+        ),
         Case::new(
             "faults-orphan",
             End::Exited(0),
             &["faults: 119 checks, 0 failed\n"],
-        )
-        .on(VCPUS_FEW),
+        ),
         Case::new(
             "faults-waits",
             End::Exited(0),
             &["faults: 353 checks, 0 failed\n"],
-        )
-        .on(VCPUS_FEW),
+        ),
         // In all configurations more than 20,000 calls.
         Case::new(
             "fuzz",
