@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    kvm_guest_debug,
+    kvm_guest_debug, kvm_regs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -32,6 +32,8 @@ pub enum Point {
     Told,
     /// The same. On the way all instructions at CPL 0 are executed one by one, with interrupts, and counted.
     ToldCounted,
+    /// When an interrupt of that vector is taken.
+    Interrupt(u8),
     /// After so many of the kernel's instructions in a [`MarkedCall`], which are executed one by one, like
     /// all at CPL 0; or when a program tells of something.
     Marked(MarkedCall, u64),
@@ -89,6 +91,10 @@ pub struct Way {
     ways: Option<Ways>,
     /// Instructions counted.
     pub counted: u64,
+    /// Instructions of the kernel's executed one by one.
+    pub stepped: u64,
+    /// Whether the next one is.
+    stepping: bool,
 }
 
 impl Way {
@@ -107,9 +113,11 @@ impl Way {
             steps: 0,
             ways: None,
             counted: 0,
+            stepped: 0,
+            stepping: false,
         };
         way.steps = match point {
-            Point::ToldCounted | Point::Marked(..) => {
+            Point::Interrupt(_) | Point::ToldCounted | Point::Marked(..) => {
                 way.ways = Some(ways().ok_or_else(|| {
                     Error::Config("the machine runs no kernel that could be stepped through".into())
                 })?);
@@ -136,18 +144,21 @@ impl Way {
 
     /// From user code, and where the CPU waits for an interrupt, runs to where the kernel is entered next;
     /// in the kernel, one instruction.
-    fn go_on(&self, fd: &VcpuFd, memory: &Memory, rip: u64) -> Result<(), Error> {
+    fn go_on(&mut self, fd: &VcpuFd, memory: &Memory, rip: u64) -> Result<(), Error> {
         const HLT: u8 = 0xf4;
-        let Some(ways) = &self.ways else {
+        let Some(ways) = self.ways else {
             return Ok(());
         };
+        let stepped = self.stepping;
         let leaves = rip < KERNEL_IMAGE
             || rip == ways.swapgs
             || memory
                 .get(rip - KERNEL_IMAGE)
                 .is_ok_and(|code: u8| code == HLT);
-        match (leaves, self.point) {
-            (true, _) => ways.await_entry(fd),
+        self.stepping = !leaves && !matches!(self.point, Point::Interrupt(_));
+        match (self.stepping, self.point) {
+            (true, _) if stepped => Ok(()),
+            (false, _) => ways.await_entry(fd),
             (_, Point::ToldCounted) => debug(fd, KVM_GUESTDBG_SINGLESTEP, None),
             _ => debug(fd, SINGLE_STEP, None),
         }
@@ -170,19 +181,23 @@ impl Way {
                 debug(fd, KVM_GUESTDBG_USE_HW_BP, Some(address))?;
                 Ok(Progress::Further)
             }
-            Point::ToldCounted | Point::Marked(..) => self.stepped(fd, memory),
+            Point::Interrupt(_) | Point::ToldCounted | Point::Marked(..) => {
+                self.stepped(fd, memory)
+            }
             Point::Steps(_) | Point::FirstUser | Point::Told => Ok(Progress::Further),
         }
     }
 
     fn stepped(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<Progress, Error> {
         let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
+        self.stepped += 1;
         let end = match self.point {
             Point::Marked(call, count) => {
                 let covers = regs.rip >= KERNEL_IMAGE && call.covers(memory, regs.rbp);
                 self.counted += u64::from(covers);
                 covers && self.counted == count
             }
+            Point::Interrupt(vector) => vector_of(fd, memory, &regs)? == Some(vector.into()),
             _ => {
                 self.counted += 1;
                 false
@@ -200,7 +215,7 @@ impl Way {
         match self.point {
             Point::FirstUser => event == Event::FirstUser,
             Point::Told | Point::ToldCounted | Point::Marked(..) => event == Event::Told,
-            Point::Steps(_) | Point::Address(_) => false,
+            Point::Steps(_) | Point::Address(_) | Point::Interrupt(_) => false,
         }
     }
 
@@ -223,6 +238,14 @@ fn is_barred(fd: &VcpuFd, memory: &Memory) -> Result<bool, Error> {
     Ok(sregs.cs.dpl != 0
         || code == SWAPGS_IRETQ
         || iretq && selector().is_none_or(|cs| cs & 3 != 0))
+}
+
+/// The vector of the trap that a vCPU has just taken, where the kernel's stubs meet.
+fn vector_of(fd: &VcpuFd, memory: &Memory, regs: &kvm_regs) -> Result<Option<u64>, Error> {
+    let sregs = fd.get_sregs();
+    let sregs = sregs.map_err(Error::kvm("reading segment registers"))?;
+    let bytes = read_virtual(memory, sregs.cr3, regs.rsp, 8);
+    Ok(bytes.try_into().ok().map(u64::from_le_bytes))
 }
 
 fn debug(fd: &VcpuFd, how: u32, address: Option<u64>) -> Result<(), Error> {

@@ -46,6 +46,8 @@ pub struct VcpuCounters {
     pub idle_samples: AtomicU64,
     /// Instructions of the kernel's that were counted on the way to the last point.
     pub instructions: AtomicU64,
+    /// All that were executed one by one.
+    pub steps: AtomicU64,
 }
 
 impl VcpuCounters {

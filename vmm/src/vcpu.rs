@@ -422,8 +422,9 @@ impl Runner {
             return State::Finished(reason);
         }
         if let Some(way) = &self.way {
-            let counted = &self.context.counters.instructions;
-            counted.store(way.counted, Ordering::Relaxed);
+            let counters = &self.context.counters;
+            counters.instructions.store(way.counted, Ordering::Relaxed);
+            counters.steps.store(way.stepped, Ordering::Relaxed);
         }
         self.report(match why {
             PauseReason::Point => Report::Reached,

@@ -30,11 +30,12 @@ use crate::crash::Symbols;
 use crate::devices::Devices;
 use crate::doctor;
 use crate::error::Error;
+use crate::inspect::marked::Marks;
 use crate::inspect::{self, Machine, View};
 use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
-use crate::point::{MarkedCall, Point};
+use crate::point::Point;
 use crate::remote::{Status, serve};
 use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
@@ -356,14 +357,20 @@ impl Vm {
     ///
     /// # Errors
     /// If there is no such thread, or the machine runs no kernel.
-    pub fn marked_call(&mut self, vcpu: u32, hash: u64, mark: u64) -> inspect::Result<MarkedCall> {
-        self.look(|machine| inspect::marked::marked_call(machine, vcpu, hash, mark))
+    pub fn marks(&mut self, vcpu: u32, hash: u64, mark: u64) -> inspect::Result<Marks> {
+        self.look(|machine| inspect::marked::marks(machine, vcpu, hash, mark))
     }
 
     /// The kernel's instructions that were counted on a vCPU's way to its last point.
     pub fn instructions(&self, vcpu: u32) -> u64 {
         let counters = self.counters.get(vcpu as usize);
         counters.map_or(0, |counters| counters.instructions.load(Ordering::Relaxed))
+    }
+
+    /// The kernel's instructions that were executed one by one on that way.
+    pub fn steps(&self, vcpu: u32) -> u64 {
+        let counters = self.counters.get(vcpu as usize);
+        counters.map_or(0, |counters| counters.steps.load(Ordering::Relaxed))
     }
 
     /// The kernel's function at an address, or the address.

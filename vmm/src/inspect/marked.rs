@@ -6,11 +6,20 @@ use super::value::{Guest, Value, physical};
 use super::{Error, Machine, Result};
 use crate::point::{MarkedCall, RunningName};
 
+/// What a machine is watched by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The call.
+    pub call: MarkedCall,
+    /// Physical addresses of the words in which the kernel keeps times: that at which each CPU's timer will fire.
+    pub times: Vec<u64>,
+}
+
 /// How to recognise, on a CPU, a call of the thread with that hash whose caller has `mark` in `rbp`.
 ///
 /// # Errors
 /// If there is no such thread, or the kernel cannot be read.
-pub fn marked_call(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Result<MarkedCall> {
+pub fn marks(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Result<Marks> {
     let types = Types::new(machine.image)?;
     let guest = Guest {
         types: &types,
@@ -40,11 +49,16 @@ pub fn marked_call(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Res
                 running = Some(name);
             }
         }
-        return Ok(MarkedCall {
-            running: address(current(cpu.into())?)?,
-            thread: running.ok_or_else(|| Error::Misuse("no thread runs".into()))?,
-            saved_rbp: address(thread.value.field("frame")?.field("rbp")?)?,
-            mark,
+        let times = 0..cpus;
+        let times = times.map(|cpu| address(first.nth(cpu)?.field("timer")?));
+        return Ok(Marks {
+            call: MarkedCall {
+                running: address(current(cpu.into())?)?,
+                thread: running.ok_or_else(|| Error::Misuse("no thread runs".into()))?,
+                saved_rbp: address(thread.value.field("frame")?.field("rbp")?)?,
+                mark,
+            },
+            times: times.collect::<Result<_>>()?,
         });
     }
     Err(Error::Misuse(format!("no thread has the hash {hash:#x}")))

@@ -23,12 +23,17 @@ pub struct MemoryLog {
     /// Memory of the snapshot that the machine's differs from by the pages logged. Without one
     /// nothing is logged.
     base: Option<Memory>,
+    /// Bits of pages that were taken out of KVM's log already.
+    taken: Vec<u64>,
 }
 
 impl MemoryLog {
     /// The log of memory that has just been mapped copy on write from a snapshot's.
     pub fn of(base: Memory) -> Self {
-        Self { base: Some(base) }
+        Self {
+            base: Some(base),
+            taken: Vec::new(),
+        }
     }
 
     /// Whether KVM is to log.
@@ -57,8 +62,8 @@ impl MemoryLog {
     /// # Errors
     /// If the host or KVM refuses.
     pub fn thaw(&mut self, vm: &VmFd, memory: &Memory, to: &Memory) -> Result<(), Error> {
-        let runs = match &self.base {
-            Some(base) if base.is(to) => written(vm, memory)?,
+        let runs = match self.base.clone() {
+            Some(base) if base.is(to) => self.written(vm, memory)?,
             _ => [self.in_use(vm, memory)?, to.extents()?].concat(),
         };
         for run in runs {
@@ -68,11 +73,25 @@ impl MemoryLog {
     }
 
     /// Runs of pages that may be other than zero.
-    fn in_use(&self, vm: &VmFd, memory: &Memory) -> Result<Vec<Range<u64>>, Error> {
-        match &self.base {
-            Some(base) => Ok([base.extents()?, written(vm, memory)?].concat()),
+    fn in_use(&mut self, vm: &VmFd, memory: &Memory) -> Result<Vec<Range<u64>>, Error> {
+        match self.base.clone() {
+            Some(base) => Ok([base.extents()?, self.written(vm, memory)?].concat()),
             None => memory.extents(),
         }
+    }
+
+    /// Runs of pages that the guest, KVM or this process has written to since the snapshot.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn written(&mut self, vm: &VmFd, memory: &Memory) -> Result<Vec<Range<u64>>, Error> {
+        let log = kvm::take_dirty_log(vm, memory)?;
+        self.taken.resize(log.len(), 0);
+        let own = memory.take_written();
+        for ((word, kvm), own) in self.taken.iter_mut().zip(log).zip(own) {
+            *word |= kvm | own;
+        }
+        Ok(runs(&self.taken))
     }
 
     fn restart(&mut self, vm: &VmFd, memory: &Memory, base: &Memory) -> Result<(), Error> {
@@ -80,19 +99,11 @@ impl MemoryLog {
             kvm::set_memory(vm, memory, true)?;
         }
         self.base = Some(base.clone());
+        self.taken.clear();
         // What was copied in here is no difference.
         memory.take_written();
         Ok(())
     }
-}
-
-/// Takes the runs of pages that the guest, KVM or this process has written to.
-fn written(vm: &VmFd, memory: &Memory) -> Result<Vec<Range<u64>>, Error> {
-    let mut log = kvm::take_dirty_log(vm, memory)?;
-    for (word, own) in log.iter_mut().zip(memory.take_written()) {
-        *word |= own;
-    }
-    Ok(runs(&log))
 }
 
 /// Runs of pages whose bits are set: physical addresses.

@@ -18,6 +18,7 @@ pub(crate) mod vcpu;
 use std::sync::Arc;
 
 use fluke_abi::boot::Gate;
+use fluke_abi::layout::PAGE_SIZE;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
 };
@@ -151,6 +152,18 @@ impl Vm {
             memory,
             image: self.image.clone(),
         })
+    }
+
+    /// Pages, by physical address, that the paused machine has written to since the snapshot that was last
+    /// taken or put back.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn written(&mut self) -> Result<impl Iterator<Item = u64> + use<>, Error> {
+        let runs = self.memory_log.written(&self.fd, &self.memory)?;
+        Ok(runs
+            .into_iter()
+            .flat_map(|run| run.step_by(PAGE_SIZE as usize)))
     }
 
     /// Puts the machine back to a snapshot of itself, or of a machine made alike; it is paused then. A machine that has stopped can run again. Of

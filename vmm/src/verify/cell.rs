@@ -4,14 +4,16 @@
 //! machine is put back to a snapshot a few points before, and steps to it. There the doorbell rings; the machine
 //! then runs to the end of the scene.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hasher};
 use std::time::{Duration, Instant};
 
 use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
 use fluke_abi::code::Status;
 use fluke_abi::entry::{Entry, Row, TABLE};
 use fluke_abi::ipc::CallWord;
-use fluke_abi::layout::GATE;
+use fluke_abi::layout::{GATE, PAGE_SIZE};
+use fluke_abi::port::DOORBELL_VECTOR;
 use fluke_abi::state::Registers;
 use serde::Serialize;
 use zerocopy::{FromBytes, FromZeros};
@@ -19,8 +21,10 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::config::{Configuration, VmConfig};
 use crate::error::Error;
 use crate::inspect::View;
+use crate::inspect::marked::Marks;
+use crate::memory::Memory;
 use crate::paging::read_virtual;
-use crate::point::{MarkedCall, Point};
+use crate::point::Point;
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 use crate::vm::Vm;
@@ -32,8 +36,8 @@ pub const PROGRAM: &str = "audit";
 const MEMORY: u64 = 24 << 20;
 /// A scene that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Points between two snapshots.
-const SNAPSHOT_POINTS: u64 = 48;
+/// Instructions to step before a snapshot is worth while.
+const SNAPSHOT_STEPS: u64 = 64;
 
 /// Which points of a cell to look at.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +50,8 @@ pub struct Plan {
     pub seed: u64,
     /// Count how long the state takes at every so many of the points looked at; 0 is never.
     pub delay_stride: u64,
+    /// Play on from every point, even if the machine is in a state from which it was played on before.
+    pub play_all: bool,
 }
 
 /// A cell.
@@ -109,6 +115,8 @@ pub struct Divergence {
     pub place: String,
     /// What happened instead.
     pub what: String,
+    /// Later points that were the same.
+    pub same: u64,
 }
 
 /// What was found in a cell.
@@ -121,6 +129,9 @@ pub struct Findings {
     pub points: u64,
     /// Points looked at.
     pub run: u64,
+    /// Of these, points after which the doorbell's interrupt found all registers and all memory, but for times,
+    /// as after an earlier one: what comes of it is known.
+    pub same: u64,
     /// Points that were not come to again: something else, the clock most often, happened before.
     pub missed: u64,
     /// What went wrong.
@@ -145,8 +156,12 @@ pub struct Explorer {
     cell: Cell,
     row: &'static Row,
     vm: Vm,
-    call: MarkedCall,
+    marks: Marks,
     ready: Snapshot,
+    /// The snapshot to step on from, its point, and the pages in which it may differ from `ready`.
+    base: (Snapshot, u64, BTreeSet<u64>),
+    /// States of the machine from which it was played on, with the divergence that came of it.
+    played: HashMap<u128, Option<usize>>,
     undisturbed: Outcome,
     /// Points that there are.
     pub points: u64,
@@ -174,8 +189,8 @@ impl Explorer {
             Err(stop) => return Err(cell.fails(&format!("cannot be set: {stop}"))),
         }
         let ready = vm.snapshot()?;
-        let call = vm
-            .marked_call(0, TARGET_HASH, MARK)
+        let marks = vm
+            .marks(0, TARGET_HASH, MARK)
             .map_err(|error| cell.fails(&error.to_string()))?;
         let mut explorer = Self {
             undisturbed: Outcome::new_zeroed(),
@@ -183,8 +198,10 @@ impl Explorer {
             cell,
             row,
             vm,
-            call,
+            marks,
+            base: (ready.clone(), 0, BTreeSet::new()),
             ready,
+            played: HashMap::new(),
         };
         explorer.undisturbed = match explorer.end().0 {
             End::Done(outcome) => *outcome,
@@ -193,7 +210,7 @@ impl Explorer {
         };
         // Once more, step by step: both come to the same end, and this counts.
         explorer.vm.reset(&explorer.ready)?;
-        let call = Point::Marked(explorer.call, u64::MAX);
+        let call = Point::Marked(explorer.marks.call, u64::MAX);
         let came = explorer.vm.run_to(0, call, 4 * patience);
         let again = told(&mut explorer.vm).filter(|told| told.news == News::Done as u64);
         if !matches!(came, Ok(true))
@@ -214,29 +231,20 @@ impl Explorer {
     pub fn explore(mut self, plan: &Plan, tick: &dyn Fn() -> bool) -> Result<Findings, Error> {
         let started = Instant::now();
         let mut findings = self.nothing();
-        let (mut base, mut at) = (self.ready.clone(), 0);
         for (number, point) in plan.points(self.points).into_iter().enumerate() {
-            if point - at > SNAPSHOT_POINTS {
-                self.vm.reset(&base)?;
-                if self.step(point - at) {
-                    (base, at) = (self.vm.snapshot()?, point);
-                }
-            }
             let number = number as u64;
-            if plan.delay_stride != 0 && number.is_multiple_of(plan.delay_stride) {
-                self.vm.reset(&base)?;
-                if self.step(point - at)
-                    && let Some(delay) = self.delay()?
-                {
-                    *findings.delays.entry(delay).or_default() += 1;
-                }
+            if plan.delay_stride != 0
+                && number.is_multiple_of(plan.delay_stride)
+                && self.go(point)?
+            {
+                let delay = self.delay()?;
+                *findings.delays.entry(delay).or_default() += u64::from(delay != 0);
             }
-            self.vm.reset(&base)?;
-            if !self.step(point - at) {
+            if self.go(point)? {
+                self.disturb(point, plan.play_all, &mut findings)?;
+            } else {
                 findings.missed += 1;
-                continue;
             }
-            self.disturb(point, &mut findings)?;
             if !tick() {
                 break;
             }
@@ -250,8 +258,7 @@ impl Explorer {
     /// # Errors
     /// If there is no such point, or the host fails.
     pub fn replay(mut self, point: u64) -> Result<(String, Findings), Error> {
-        self.vm.reset(&self.ready)?;
-        if !(1..=self.points).contains(&point) || !self.step(point) {
+        if !(1..=self.points).contains(&point) || !self.go(point)? {
             return Err(Error::Config(format!(
                 "{} has no point {point}; give one from 1 to {}",
                 self.cell, self.points
@@ -267,7 +274,7 @@ impl Explorer {
             text.push('\n');
         }
         let mut findings = self.nothing();
-        self.disturb(point, &mut findings)?;
+        self.disturb(point, true, &mut findings)?;
         Ok((text, findings))
     }
 
@@ -277,6 +284,7 @@ impl Explorer {
             cell: self.cell.clone(),
             points: self.points,
             run: 0,
+            same: 0,
             missed: 0,
             diverged: Vec::new(),
             states: BTreeSet::new(),
@@ -285,45 +293,107 @@ impl Explorer {
         }
     }
 
-    /// So many points further; whether it is there.
-    fn step(&mut self, points: u64) -> bool {
-        points == 0
-            || matches!(
-                self.vm
-                    .run_to(0, Point::Marked(self.call, points), PATIENCE),
-                Ok(true)
-            ) && self.vm.instructions(0) == points
+    /// Puts the machine to a point, not before the last one; false if it does not come there. A point that is
+    /// far is the one to step on from.
+    fn go(&mut self, point: u64) -> Result<bool, Error> {
+        self.vm.reset(&self.base.0)?;
+        let points = point - self.base.1;
+        if points == 0 {
+            return Ok(true);
+        }
+        let to = Point::Marked(self.marks.call, points);
+        let came = self.vm.run_to(0, to, PATIENCE);
+        if !matches!(came, Ok(true)) || self.vm.instructions(0) != points {
+            return Ok(false);
+        }
+        if self.vm.steps(0) > SNAPSHOT_STEPS {
+            self.base.2.extend(self.vm.written()?);
+            (self.base.0, self.base.1) = (self.vm.snapshot()?, point);
+        }
+        Ok(true)
     }
 
     /// Rings, and sees what comes of it.
-    fn disturb(&mut self, point: u64, findings: &mut Findings) -> Result<(), Error> {
+    fn disturb(&mut self, point: u64, play: bool, findings: &mut Findings) -> Result<(), Error> {
         let place = self
             .vm
             .registers(0)
             .map_or(0, |registers| registers.general.rip);
         self.vm.ring(0)?;
-        let (end, state) = self.end();
         findings.run += 1;
+        let doorbell = Point::Interrupt(DOORBELL_VECTOR);
+        let mut machine = None;
+        if !play && matches!(self.vm.run_to(0, doorbell, PATIENCE), Ok(true)) {
+            let digest = self.digest()?;
+            if let Some(divergence) = self.played.get(&digest) {
+                findings.same += 1;
+                if let Some(number) = divergence {
+                    findings.diverged[*number].same += 1;
+                }
+                return Ok(());
+            }
+            machine = Some(digest);
+        }
+        let (end, state) = self.end();
         let what = match end {
             End::Done(outcome) => self.difference(&outcome),
             End::Stopped(stop) => Some(stop.to_string()),
             End::Hangs => Some(format!("the scene hangs:\n{}", self.threads())),
         };
-        let illegal = state
-            .as_ref()
-            .filter(|state| !state.is_legal(self.row))
-            .map(|state| {
-                format!("the state that was extracted is no entry into the kernel: {state:x?}")
-            });
-        if let Some(what) = what.or(illegal) {
+        let illegal = state.as_ref().filter(|state| !state.is_legal(self.row));
+        let illegal = illegal.map(|state| format!("no entry into the kernel: {state:x?}"));
+        let what = what.or(illegal);
+        if let Some(digest) = machine {
+            let number = what.as_ref().map(|_| findings.diverged.len());
+            self.played.insert(digest, number);
+        }
+        if let Some(what) = what {
             findings.diverged.push(Divergence {
                 point,
                 place: self.vm.symbol(place),
                 what,
+                same: 0,
             });
         }
         findings.states.extend(state);
         Ok(())
+    }
+
+    /// Digest of all that the paused machine is, but for times: registers, and memory as far as it is not that
+    /// of the scene when it was set.
+    fn digest(&mut self) -> Result<u128, Error> {
+        let mut hashers = [(); 2].map(|()| DefaultHasher::new());
+        let mut add = |bytes: &[u8]| hashers.iter_mut().for_each(|hasher| hasher.write(bytes));
+        if let Some(registers) = self.vm.registers(0) {
+            add(format!("{registers:x?}").as_bytes());
+        }
+        let mut pages = self.base.2.clone();
+        pages.extend(self.vm.written()?);
+        for at in pages {
+            let read = |memory: &Memory| -> Result<_, Error> {
+                let mut page = [0; PAGE_SIZE as usize];
+                memory.read(at, &mut page)?;
+                Ok(page)
+            };
+            let mut page = read(self.vm.memory())?;
+            for &time in self
+                .marks
+                .times
+                .iter()
+                .filter(|&&time| time & !(PAGE_SIZE - 1) == at)
+            {
+                let from = (time - at) as usize;
+                page[from..from + 8].fill(0);
+            }
+            if page != read(&self.ready.memory)? {
+                add(&at.to_le_bytes());
+                add(&page);
+            }
+        }
+        // Both hash the same; what comes after tells them apart.
+        hashers[1].write(&[1]);
+        let [first, second] = hashers.map(|hasher| u128::from(hasher.finish()));
+        Ok(first << 64 | second)
     }
 
     fn threads(&mut self) -> String {
@@ -351,13 +421,13 @@ impl Explorer {
         }
     }
 
-    /// Rings, and counts the kernel's instructions until the auditor has the state.
-    fn delay(&mut self) -> Result<Option<u64>, Error> {
+    /// Rings, and counts the kernel's instructions until the auditor has the state; 0 if it does not get it.
+    fn delay(&mut self) -> Result<u64, Error> {
         self.vm.ring(0)?;
         let came = self.vm.run_to(0, Point::ToldCounted, PATIENCE);
         let taken = matches!(came, Ok(true))
             && told(&mut self.vm).is_some_and(|told| told.news == News::Taken as u64);
-        Ok(taken.then(|| self.vm.instructions(0)))
+        Ok(if taken { self.vm.instructions(0) } else { 0 })
     }
 
     /// In what an outcome differs from the undisturbed one.
@@ -439,6 +509,7 @@ mod tests {
             budget,
             seed: 7,
             delay_stride: 0,
+            play_all: false,
         }
     }
 

@@ -40,6 +40,9 @@ pub struct VerifyArgs {
     /// Count the instructions until the state is taken at every N-th point looked at; 0 is never.
     #[arg(long, value_name = "N", default_value_t = 16)]
     delays: u64,
+    /// Play on from every point, even if the machine is in a state from which it was played on before.
+    #[arg(long)]
+    play_all: bool,
     /// Look at one point only, and show what there is to see: the seed, and the point's number.
     #[arg(long, value_name = "SEED:POINT", value_parser = replay)]
     replay: Option<(u64, u64)>,
@@ -128,6 +131,7 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
             budget: args.budget,
             seed: args.seed,
             delay_stride: args.delays,
+            play_all: args.play_all,
         },
         jobs: args
             .jobs

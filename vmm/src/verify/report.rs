@@ -49,18 +49,27 @@ impl Verification {
     /// For people.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "{:44} {:13} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}\n",
-            "SCENE", "CONFIGURATION", "POINTS", "RUN", "MISSED", "DIVERGED", "STATES", "MAX DELAY"
+            "{:44} {:13} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}\n",
+            "SCENE",
+            "CONFIGURATION",
+            "POINTS",
+            "RUN",
+            "SAME",
+            "MISSED",
+            "DIVERGED",
+            "STATES",
+            "MAX DELAY"
         );
         for cell in &self.cells {
             let delay = cell.delays.keys().next_back();
             let _ = writeln!(
                 text,
-                "{:44} {:13} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}",
+                "{:44} {:13} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}",
                 cell.cell.scene,
                 cell.cell.configuration.to_string(),
                 cell.points,
                 cell.run,
+                cell.same,
                 cell.missed,
                 cell.diverged.len(),
                 cell.states.len(),
@@ -72,9 +81,10 @@ impl Verification {
             for divergence in &cell.diverged {
                 let _ = writeln!(
                     text,
-                    "\n{}, point {}, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --replay {}:{}",
+                    "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --replay {}:{}",
                     cell.cell,
                     divergence.point,
+                    divergence.same,
                     divergence.place,
                     divergence.what,
                     cell.cell.scene,
@@ -96,9 +106,10 @@ impl Verification {
         let run = sum(|cell| cell.run);
         let _ = writeln!(
             text,
-            "\n{} cells, {} points, {run} run, {} missed, {} diverged, {} states of one model alone; {:.0} s, {:.0} points/s",
+            "\n{} cells, {} points, {run} run, {} of these the same as others, {} missed, {} diverged, {} states of one model alone; {:.0} s, {:.0} points/s",
             self.cells.len(),
             sum(|cell| cell.points),
+            sum(|cell| cell.same),
             sum(|cell| cell.missed),
             sum(|cell| cell.diverged.len() as u64),
             self.differences.len(),
