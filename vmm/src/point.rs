@@ -34,10 +34,48 @@ pub enum Point {
     ToldCounted,
     /// When an interrupt of that vector is taken.
     Interrupt(u8),
+    /// At the end of a [`Slice`].
+    Slice(Slice),
     /// After so many of the kernel's instructions in a [`MarkedCall`], which are executed one by one, like
     /// all at CPL 0; or when a program tells of something.
     Marked(MarkedCall, u64),
 }
+
+/// A share of the time of a machine whose vCPUs run in turn, as in a test of how they interleave. All
+/// instructions at CPL 0 are executed one by one. It ends after so many of them, after so many of them in a
+/// call, when a program tells of something, and where the CPU would only wait: for an interrupt or for
+/// another CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Instructions at CPL 0.
+    pub steps: u64,
+    /// A call.
+    pub call: MarkedCall,
+    /// Instructions in it.
+    pub marked: u64,
+}
+
+impl Slice {
+    /// Until the CPU waits.
+    pub const fn to_halt() -> Self {
+        let call = MarkedCall {
+            running: 0,
+            thread: [0xff; 12],
+            saved_rbp: 0,
+            mark: 0,
+        };
+        Self {
+            steps: u64::MAX,
+            call,
+            marked: u64::MAX,
+        }
+    }
+}
+
+/// The instruction.
+pub const HLT: u8 = 0xf4;
+/// `pause`s in a slice of somebody who only waits for another CPU.
+const PAUSES: u64 = 32;
 
 /// Bytes by which a CPU's state names the thread that runs.
 pub type RunningName = [u8; 12];
@@ -95,6 +133,8 @@ pub struct Way {
     pub stepped: u64,
     /// Whether the next one is.
     stepping: bool,
+    /// Of those, `pause`s.
+    pauses: u64,
 }
 
 impl Way {
@@ -115,9 +155,10 @@ impl Way {
             counted: 0,
             stepped: 0,
             stepping: false,
+            pauses: 0,
         };
         way.steps = match point {
-            Point::Interrupt(_) | Point::ToldCounted | Point::Marked(..) => {
+            Point::Interrupt(_) | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
                 way.ways = Some(ways().ok_or_else(|| {
                     Error::Config("the machine runs no kernel that could be stepped through".into())
                 })?);
@@ -145,7 +186,6 @@ impl Way {
     /// From user code, and where the CPU waits for an interrupt, runs to where the kernel is entered next;
     /// in the kernel, one instruction.
     fn go_on(&mut self, fd: &VcpuFd, memory: &Memory, rip: u64) -> Result<(), Error> {
-        const HLT: u8 = 0xf4;
         let Some(ways) = self.ways else {
             return Ok(());
         };
@@ -181,7 +221,7 @@ impl Way {
                 debug(fd, KVM_GUESTDBG_USE_HW_BP, Some(address))?;
                 Ok(Progress::Further)
             }
-            Point::Interrupt(_) | Point::ToldCounted | Point::Marked(..) => {
+            Point::Interrupt(_) | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
                 self.stepped(fd, memory)
             }
             Point::Steps(_) | Point::FirstUser | Point::Told => Ok(Progress::Further),
@@ -196,6 +236,24 @@ impl Way {
                 let covers = regs.rip >= KERNEL_IMAGE && call.covers(memory, regs.rbp);
                 self.counted += u64::from(covers);
                 covers && self.counted == count
+            }
+            Point::Slice(Slice {
+                steps,
+                call,
+                marked,
+            }) => {
+                let code = |at: u64| {
+                    memory
+                        .get(regs.rip.wrapping_sub(KERNEL_IMAGE) + at)
+                        .unwrap_or(0u8)
+                };
+                let covers = regs.rip >= KERNEL_IMAGE && call.covers(memory, regs.rbp);
+                self.counted += u64::from(covers);
+                self.pauses += u64::from((code(0), code(1)) == (0xf3, 0x90));
+                self.stepped == steps
+                    || covers && self.counted == marked
+                    || code(0) == HLT
+                    || self.pauses == PAUSES
             }
             Point::Interrupt(vector) => vector_of(fd, memory, &regs)? == Some(vector.into()),
             _ => {
@@ -214,7 +272,9 @@ impl Way {
     pub fn ends_at(&self, event: Event) -> bool {
         match self.point {
             Point::FirstUser => event == Event::FirstUser,
-            Point::Told | Point::ToldCounted | Point::Marked(..) => event == Event::Told,
+            Point::Told | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
+                event == Event::Told
+            }
             Point::Steps(_) | Point::Address(_) | Point::Interrupt(_) => false,
         }
     }

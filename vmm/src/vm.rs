@@ -352,13 +352,12 @@ impl Vm {
         self.look(|machine| inspect::code::place(machine, vcpu))
     }
 
-    /// Where a call of the thread with that hash, marked in `rbp`, is recognised on a vCPU of the paused
-    /// machine.
+    /// Where a call of the thread with that hash, marked in `rbp`, is recognised in the paused machine.
     ///
     /// # Errors
     /// If there is no such thread, or the machine runs no kernel.
-    pub fn marks(&mut self, vcpu: u32, hash: u64, mark: u64) -> inspect::Result<Marks> {
-        self.look(|machine| inspect::marked::marks(machine, vcpu, hash, mark))
+    pub fn marks(&mut self, hash: u64, mark: u64) -> inspect::Result<Marks> {
+        self.look(|machine| inspect::marked::marks(machine, hash, mark))
     }
 
     /// The kernel's instructions that were counted on a vCPU's way to its last point.

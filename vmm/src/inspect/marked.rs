@@ -9,17 +9,20 @@ use crate::point::{MarkedCall, RunningName};
 /// What a machine is watched by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// The call.
-    pub call: MarkedCall,
+    /// The call, on each CPU.
+    pub calls: Vec<MarkedCall>,
+    /// Physical addresses of the bytes by which the kernel says that it has let a CPU wait for an interrupt, and
+    /// has not kicked it.
+    pub idle: Vec<u64>,
     /// Physical addresses of the words in which the kernel keeps times: that at which each CPU's timer will fire.
     pub times: Vec<u64>,
 }
 
-/// How to recognise, on a CPU, a call of the thread with that hash whose caller has `mark` in `rbp`.
+/// How to recognise a call of the thread with that hash whose caller has `mark` in `rbp`.
 ///
 /// # Errors
 /// If there is no such thread, or the kernel cannot be read.
-pub fn marks(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Result<Marks> {
+pub fn marks(machine: &Machine<'_>, hash: u64, mark: u64) -> Result<Marks> {
     let types = Types::new(machine.image)?;
     let guest = Guest {
         types: &types,
@@ -49,16 +52,25 @@ pub fn marks(machine: &Machine<'_>, cpu: u32, hash: u64, mark: u64) -> Result<Ma
                 running = Some(name);
             }
         }
-        let times = 0..cpus;
-        let times = times.map(|cpu| address(first.nth(cpu)?.field("timer")?));
-        return Ok(Marks {
-            call: MarkedCall {
-                running: address(current(cpu.into())?)?,
-                thread: running.ok_or_else(|| Error::Misuse("no thread runs".into()))?,
-                saved_rbp: address(thread.value.field("frame")?.field("rbp")?)?,
+        let thread_name = running.ok_or_else(|| Error::Misuse("no thread runs".into()))?;
+        let saved_rbp = address(thread.value.field("frame")?.field("rbp")?)?;
+        let call = |cpu| {
+            Ok(MarkedCall {
+                running: address(current(cpu)?)?,
+                thread: thread_name,
+                saved_rbp,
                 mark,
-            },
-            times: times.collect::<Result<_>>()?,
+            })
+        };
+        let word = |cpu, field| address(first.nth(cpu)?.field(field)?);
+        return Ok(Marks {
+            calls: (0..cpus).map(call).collect::<Result<_>>()?,
+            idle: (0..cpus)
+                .map(|cpu| word(cpu, "idle"))
+                .collect::<Result<_>>()?,
+            times: (0..cpus)
+                .map(|cpu| word(cpu, "timer"))
+                .collect::<Result<_>>()?,
         });
     }
     Err(Error::Misuse(format!("no thread has the hash {hash:#x}")))

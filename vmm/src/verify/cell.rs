@@ -24,16 +24,20 @@ use crate::inspect::View;
 use crate::inspect::marked::Marks;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
-use crate::point::Point;
+use crate::point::{Point, Slice};
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 use crate::vm::Vm;
+
+use super::interleave::{Ended, Interleaving};
 
 /// The program that plays the scenes.
 pub const PROGRAM: &str = "audit";
 
 /// Memory of the machine, bytes.
 const MEMORY: u64 = 24 << 20;
+/// The same, until a scene is set.
+const SETTING_PATIENCE: Duration = Duration::from_secs(20);
 /// A scene that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Instructions to step before a snapshot is worth while.
@@ -62,6 +66,8 @@ pub struct Cell {
     /// Kernel.
     #[serde(serialize_with = "display")]
     pub configuration: Configuration,
+    /// Number of vCPUs.
+    pub vcpus: u32,
 }
 
 fn display<S: serde::Serializer>(value: &Configuration, to: S) -> Result<S::Ok, S::Error> {
@@ -165,6 +171,8 @@ pub struct Explorer {
     undisturbed: Outcome,
     /// Points that there are.
     pub points: u64,
+    /// Instructions at CPL 0 of an undisturbed run.
+    steps: u64,
 }
 
 impl Explorer {
@@ -181,20 +189,28 @@ impl Explorer {
             PROGRAM,
             std::slice::from_ref(&cell.scene),
         )?;
-        let mut vm = Vm::new(config.memory(MEMORY))?;
-        let patience = 4 * PATIENCE;
-        match vm.run_to(0, Point::Told, patience) {
-            Ok(true) if told(&mut vm).is_some_and(|told| told.news == News::Ready as u64) => {}
-            Ok(_) => return Err(cell.fails("cannot be set")),
-            Err(stop) => return Err(cell.fails(&format!("cannot be set: {stop}"))),
+        let mut vm = Vm::new(config.memory(MEMORY).vcpus(cell.vcpus))?;
+        let set = |came| match came {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(cell.fails("cannot be set")),
+            Err(stop) => Err(cell.fails(&format!("cannot be set: {stop}"))),
+        };
+        set(vm.run_to(0, Point::FirstUser, SETTING_PATIENCE))?;
+        for vcpu in 1..cell.vcpus {
+            set(vm.run_to(vcpu, Point::Slice(Slice::to_halt()), SETTING_PATIENCE))?;
+        }
+        set(vm.run_to(0, Point::Told, SETTING_PATIENCE))?;
+        if told(&mut vm, 0).is_none_or(|told| told.news != News::Ready as u64) {
+            return Err(cell.fails("cannot be set"));
         }
         let ready = vm.snapshot()?;
         let marks = vm
-            .marks(0, TARGET_HASH, MARK)
+            .marks(TARGET_HASH, MARK)
             .map_err(|error| cell.fails(&error.to_string()))?;
         let mut explorer = Self {
             undisturbed: Outcome::new_zeroed(),
             points: 0,
+            steps: 0,
             cell,
             row,
             vm,
@@ -203,25 +219,37 @@ impl Explorer {
             ready,
             played: HashMap::new(),
         };
-        explorer.undisturbed = match explorer.end().0 {
-            End::Done(outcome) => *outcome,
-            End::Stopped(stop) => return Err(explorer.cell.fails(&stop.to_string())),
-            End::Hangs => return Err(explorer.cell.fails("hangs")),
+        // Twice, step by step and, on one vCPU, without: both come to the same end, and one counts.
+        explorer.undisturbed = explorer.stepped()?;
+        let again = match explorer.cell.vcpus {
+            1 => {
+                explorer.vm.reset(&explorer.ready)?;
+                let (end, _) = explorer.end();
+                explorer.ended(end)?
+            }
+            _ => explorer.stepped()?,
         };
-        // Once more, step by step: both come to the same end, and this counts.
-        explorer.vm.reset(&explorer.ready)?;
-        let call = Point::Marked(explorer.marks.call, u64::MAX);
-        let came = explorer.vm.run_to(0, call, 4 * patience);
-        let again = told(&mut explorer.vm).filter(|told| told.news == News::Done as u64);
-        if !matches!(came, Ok(true))
-            || again.is_none_or(|told| told.outcome != explorer.undisturbed)
-        {
-            return Err(explorer
-                .cell
-                .fails("ends otherwise when it is stepped through"));
+        if again != explorer.undisturbed {
+            return Err(explorer.cell.fails("does not always end the same way"));
         }
-        explorer.points = explorer.vm.instructions(0);
         Ok(explorer)
+    }
+
+    /// The undisturbed outcome, of a run in which instructions are counted.
+    fn stepped(&mut self) -> Result<Outcome, Error> {
+        let mut interleaving = Interleaving::new(self.steps, self.cell.vcpus, self.steps);
+        self.vm.reset(&self.ready)?;
+        let (end, _) = self.interleaved(&mut interleaving);
+        (self.points, self.steps) = (interleaving.marked, interleaving.steps);
+        self.ended(end)
+    }
+
+    fn ended(&self, end: End) -> Result<Outcome, Error> {
+        match end {
+            End::Done(outcome) => Ok(*outcome),
+            End::Stopped(stop) => Err(self.cell.fails(&stop.to_string())),
+            End::Hangs => Err(self.cell.fails("hangs")),
+        }
     }
 
     /// Looks at the points of the plan. `tick` is called after each; it says whether to go on.
@@ -232,6 +260,13 @@ impl Explorer {
         let started = Instant::now();
         let mut findings = self.nothing();
         for (number, point) in plan.points(self.points).into_iter().enumerate() {
+            if self.cell.vcpus > 1 {
+                self.disturb_interleaved(plan.seed, point, &mut findings)?;
+                if tick() {
+                    continue;
+                }
+                break;
+            }
             let number = number as u64;
             if plan.delay_stride != 0
                 && number.is_multiple_of(plan.delay_stride)
@@ -257,23 +292,21 @@ impl Explorer {
     ///
     /// # Errors
     /// If there is no such point, or the host fails.
-    pub fn replay(mut self, point: u64) -> Result<(String, Findings), Error> {
+    pub fn replay(mut self, seed: u64, point: u64) -> Result<(String, Findings), Error> {
+        let mut findings = self.nothing();
+        if self.cell.vcpus > 1 {
+            self.disturb_interleaved(seed, point, &mut findings)?;
+            return Ok((self.threads(), findings));
+        }
         if !(1..=self.points).contains(&point) || !self.go(point)? {
             return Err(Error::Config(format!(
                 "{} has no point {point}; give one from 1 to {}",
                 self.cell, self.points
             )));
         }
-        let mut text = String::new();
-        for view in [View::Stack { cpu: 0 }, View::Threads] {
-            let seen = self
-                .vm
-                .inspect(&view)
-                .map_or_else(|e| e.to_string(), |seen| seen.text);
-            text.push_str(&seen);
-            text.push('\n');
-        }
-        let mut findings = self.nothing();
+        let stack = self.vm.inspect(&View::Stack { cpu: 0 });
+        let stack = stack.map_or_else(|error| error.to_string(), |seen| seen.text);
+        let text = format!("{stack}\n{}\n", self.threads());
         self.disturb(point, true, &mut findings)?;
         Ok((text, findings))
     }
@@ -301,7 +334,7 @@ impl Explorer {
         if points == 0 {
             return Ok(true);
         }
-        let to = Point::Marked(self.marks.call, points);
+        let to = Point::Marked(self.marks.calls[0], points);
         let came = self.vm.run_to(0, to, PATIENCE);
         if !matches!(came, Ok(true)) || self.vm.instructions(0) != points {
             return Ok(false);
@@ -335,18 +368,69 @@ impl Explorer {
             machine = Some(digest);
         }
         let (end, state) = self.end();
+        let what = self.judge(end, state.as_ref());
+        if let Some(digest) = machine {
+            let number = what.as_ref().map(|_| findings.diverged.len());
+            self.played.insert(digest, number);
+        }
+        self.note(point, place, what, state, findings);
+        Ok(())
+    }
+
+    /// As [`disturb`](Self::disturb), on several vCPUs: one of the interleavings of that seed and point.
+    fn disturb_interleaved(
+        &mut self,
+        seed: u64,
+        point: u64,
+        findings: &mut Findings,
+    ) -> Result<(), Error> {
+        self.vm.reset(&self.ready)?;
+        let seed = seed << 32 ^ point;
+        let mut interleaving = Interleaving::new(seed, self.cell.vcpus, self.steps);
+        let end = match interleaving.run(&mut self.vm, &self.marks, point) {
+            Ended::Marked(vcpu) => {
+                let registers = self.vm.registers(vcpu);
+                let place = registers.map_or(0, |registers| registers.general.rip);
+                self.vm.ring(interleaving.any())?;
+                findings.run += 1;
+                let (end, state) = self.interleaved(&mut interleaving);
+                let what = self.judge(end, state.as_ref());
+                self.note(point, place, what, state, findings);
+                return Ok(());
+            }
+            // In this interleaving the call is shorter.
+            Ended::Told(_) => {
+                findings.missed += 1;
+                return Ok(());
+            }
+            Ended::Stopped(stop) => End::Stopped(stop),
+            Ended::Hangs => End::Hangs,
+        };
+        findings.run += 1;
+        let what = self.judge(end, None);
+        self.note(point, 0, what, None, findings);
+        Ok(())
+    }
+
+    /// What is wrong with an end.
+    fn judge(&mut self, end: End, state: Option<&State>) -> Option<String> {
         let what = match end {
             End::Done(outcome) => self.difference(&outcome),
             End::Stopped(stop) => Some(stop.to_string()),
             End::Hangs => Some(format!("the scene hangs:\n{}", self.threads())),
         };
-        let illegal = state.as_ref().filter(|state| !state.is_legal(self.row));
-        let illegal = illegal.map(|state| format!("no entry into the kernel: {state:x?}"));
-        let what = what.or(illegal);
-        if let Some(digest) = machine {
-            let number = what.as_ref().map(|_| findings.diverged.len());
-            self.played.insert(digest, number);
-        }
+        let illegal = state.filter(|state| !state.is_legal(self.row));
+        what.or(illegal.map(|state| format!("no entry into the kernel: {state:x?}")))
+    }
+
+    fn note(
+        &mut self,
+        point: u64,
+        place: u64,
+        what: Option<String>,
+        state: Option<State>,
+        findings: &mut Findings,
+    ) {
         if let Some(what) = what {
             findings.diverged.push(Divergence {
                 point,
@@ -356,7 +440,6 @@ impl Explorer {
             });
         }
         findings.states.extend(state);
-        Ok(())
     }
 
     /// Digest of all that the paused machine is, but for times: registers, and memory as far as it is not that
@@ -410,15 +493,36 @@ impl Explorer {
                 Ok(false) => return (End::Hangs, state),
                 Err(stop) => return (End::Stopped(stop), state),
             }
-            let Some(told) = told(&mut self.vm) else {
-                continue;
-            };
-            match News::from_number(told.news) {
-                Some(News::Taken) => state = Some(State::new(&told.state.registers)),
-                Some(News::Done) => return (End::Done(Box::new(told.outcome)), state),
-                _ => {}
+            if let Some(end) = self.heard(0, &mut state) {
+                return (end, state);
             }
         }
+    }
+
+    /// The same on several vCPUs.
+    fn interleaved(&mut self, interleaving: &mut Interleaving) -> (End, Option<State>) {
+        let mut state = None;
+        loop {
+            let end = match interleaving.run(&mut self.vm, &self.marks, u64::MAX) {
+                Ended::Told(vcpu) => self.heard(vcpu, &mut state),
+                Ended::Stopped(stop) => Some(End::Stopped(stop)),
+                Ended::Hangs | Ended::Marked(_) => Some(End::Hangs),
+            };
+            if let Some(end) = end {
+                return (end, state);
+            }
+        }
+    }
+
+    /// What the program has told on a vCPU: the end, perhaps.
+    fn heard(&mut self, vcpu: u32, state: &mut Option<State>) -> Option<End> {
+        let told = told(&mut self.vm, vcpu)?;
+        match News::from_number(told.news)? {
+            News::Taken => *state = Some(State::new(&told.state.registers)),
+            News::Done => return Some(End::Done(Box::new(told.outcome))),
+            News::Ready | News::Failed => {}
+        }
+        None
     }
 
     /// Rings, and counts the kernel's instructions until the auditor has the state; 0 if it does not get it.
@@ -426,7 +530,7 @@ impl Explorer {
         self.vm.ring(0)?;
         let came = self.vm.run_to(0, Point::ToldCounted, PATIENCE);
         let taken = matches!(came, Ok(true))
-            && told(&mut self.vm).is_some_and(|told| told.news == News::Taken as u64);
+            && told(&mut self.vm, 0).is_some_and(|told| told.news == News::Taken as u64);
         Ok(if taken { self.vm.instructions(0) } else { 0 })
     }
 
@@ -479,7 +583,20 @@ impl Plan {
     }
 }
 
+/// Scenes that tell who comes first by priorities, which on several vCPUs does not hold.
+const IN_ORDER: [&str; 4] = [
+    "thread_get_state",
+    "thread_interrupt",
+    "thread_sleep",
+    "thread_schedule",
+];
+
 impl Cell {
+    /// Whether the scene can be played on several vCPUs.
+    pub fn is_for_several(&self) -> bool {
+        !IN_ORDER.contains(&self.scene.as_str())
+    }
+
     fn fails(&self, why: &str) -> Error {
         Error::Config(format!("{self}: the scene {why}"))
     }
@@ -487,13 +604,13 @@ impl Cell {
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} in {}", self.scene, self.configuration)
+        write!(f, "{} in {}/{}", self.scene, self.configuration, self.vcpus)
     }
 }
 
 /// What the program has told.
-fn told(vm: &mut Vm) -> Option<Told> {
-    let registers = vm.registers(0)?;
+fn told(vm: &mut Vm, vcpu: u32) -> Option<Told> {
+    let registers = vm.registers(vcpu)?;
     let (root, at) = (registers.special.cr3, registers.general.rdi);
     let bytes = read_virtual(vm.memory(), root, at, size_of::<Told>());
     Told::read_from_bytes(&bytes).ok()

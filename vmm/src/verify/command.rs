@@ -28,6 +28,9 @@ pub struct VerifyArgs {
     /// Only kernels of that preemption level.
     #[arg(long, value_enum, value_name = "LEVEL")]
     preempt: Option<Preempt>,
+    /// Numbers of vCPUs, such as 1,2,4. Of several, which run in turn, the seed chooses the interleavings.
+    #[arg(long, value_name = "N,...", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: Vec<u32>,
     /// Look at every N-th point only.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     stride: u64,
@@ -107,21 +110,26 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
         &args.scenes
     };
     let cells = scenes.iter().flat_map(|scene| {
-        configurations.iter().map(|&configuration| Cell {
-            scene: scene.clone(),
-            configuration,
+        let configurations = configurations.iter();
+        configurations.flat_map(move |&configuration| {
+            args.vcpus.iter().map(move |&vcpus| Cell {
+                scene: scene.clone(),
+                configuration,
+                vcpus,
+            })
         })
     });
+    let cells = cells.filter(|cell| cell.vcpus == 1 || cell.is_for_several());
     let (shard, shards) = args.shard.unwrap_or((1, 1));
     let cells: Vec<_> = cells.skip(shard - 1).step_by(shards).collect();
-    if let Some((_, point)) = args.replay {
+    if let Some((seed, point)) = args.replay {
         let [cell] = &cells[..] else {
             return Err(Error::Config(
-                "one point is of one cell; give one scene, --model and --preempt with --replay"
+                "one point is of one cell; give one scene, --model, --preempt and one --vcpus with --replay"
                     .into(),
             ));
         };
-        return show(cell, point);
+        return show(cell, seed, point);
     }
     let watch = Watch::new(cells.len());
     let job = Job {
@@ -167,8 +175,8 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
 }
 
 /// One point.
-fn show(cell: &Cell, point: u64) -> Result<u8, Error> {
-    let (text, findings) = Explorer::new(cell.clone())?.replay(point)?;
+fn show(cell: &Cell, seed: u64, point: u64) -> Result<u8, Error> {
+    let (text, findings) = Explorer::new(cell.clone())?.replay(seed, point)?;
     print!("{text}");
     for state in &findings.states {
         println!("extracted: {state:x?}");

@@ -7,11 +7,13 @@
 //! kernel; and the two execution models must show the same states (OSDI '99, section 4.1).
 //!
 //! * `cell`: a scene in a configuration.
+//! * `interleave`: several vCPUs in turn.
 //! * `command`: the command.
 //! * `report`: what was found, for people and programs.
 
 mod cell;
 pub mod command;
+mod interleave;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,9 +136,12 @@ fn differences(cells: &[Findings]) -> Vec<Difference> {
         let Cell {
             scene,
             configuration,
+            vcpus,
         } = &findings.cell;
-        let level = configuration.preempt().to_string();
-        models.entry((scene, level)).or_default().push(findings);
+        if *vcpus == 1 {
+            let level = configuration.preempt().to_string();
+            models.entry((scene, level)).or_default().push(findings);
+        }
     }
     let mut differences = Vec::new();
     for ((scene, preempt), cells) in models {

@@ -49,7 +49,7 @@ impl Verification {
     /// For people.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "{:44} {:13} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}\n",
+            "{:44} {:15} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}\n",
             "SCENE",
             "CONFIGURATION",
             "POINTS",
@@ -64,9 +64,9 @@ impl Verification {
             let delay = cell.delays.keys().next_back();
             let _ = writeln!(
                 text,
-                "{:44} {:13} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}",
+                "{:44} {:15} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6} {:>9}",
                 cell.cell.scene,
-                cell.cell.configuration.to_string(),
+                format!("{}/{}", cell.cell.configuration, cell.cell.vcpus),
                 cell.points,
                 cell.run,
                 cell.same,
@@ -81,7 +81,7 @@ impl Verification {
             for divergence in &cell.diverged {
                 let _ = writeln!(
                     text,
-                    "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --replay {}:{}",
+                    "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --vcpus {} --replay {}:{}",
                     cell.cell,
                     divergence.point,
                     divergence.same,
@@ -90,6 +90,7 @@ impl Verification {
                     cell.cell.scene,
                     cell.cell.configuration.model(),
                     cell.cell.configuration.preempt(),
+                    cell.cell.vcpus,
                     self.seed,
                     divergence.point,
                 );
@@ -160,8 +161,9 @@ impl Verification {
         for cell in &self.cells {
             let _ = write!(
                 xml,
-                "  <testcase classname=\"{}\" name=\"{}\" time=\"{:.3}\"",
+                "  <testcase classname=\"{}/{}\" name=\"{}\" time=\"{:.3}\"",
                 cell.cell.configuration,
+                cell.cell.vcpus,
                 escape(&cell.cell.scene),
                 cell.seconds
             );

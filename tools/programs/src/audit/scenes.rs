@@ -350,28 +350,28 @@ fn blank<T: Default>() -> u64 {
     Box::leak(Box::new(T::default())) as *mut T as u64
 }
 
-fn mutex(cond_wait: bool, other: &'static Thread) -> Result<Scene, Status> {
+fn mutex(
+    cond_wait: bool,
+    target: &'static Thread,
+    other: &'static Thread,
+) -> Result<Scene, Status> {
     let (mutex, cond) = (Mutex::alloc()?, Cond::alloc()?);
     let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
     let lock = plain(Entry::mutex_lock, &[at]);
     let unlock = plain(Entry::mutex_unlock, &[at]);
+    // Whoever has the mutex at first comes first.
+    let owner = Ref::to(if cond_wait { target } else { other })?;
+    let locked = MutexState {
+        locked: 1,
+        ..MutexState::default()
+    };
+    // SAFETY: objects, and a state to be read.
+    unsafe { libfluke::sys::mutex_set_state(mutex.handle(), &raw const locked, owner.handle()) };
     let scene = if cond_wait {
         let wait = plain(Entry::cond_wait, &[on, at]);
         let signal = plain(Entry::cond_signal, &[on]);
-        scene(
-            script([lock, wait, unlock], 1),
-            partner([lock, signal, unlock]),
-        )
+        scene(script([wait, unlock], 0), partner([lock, signal, unlock]))
     } else {
-        let locked = MutexState {
-            locked: 1,
-            ..MutexState::default()
-        };
-        let owner = Ref::to(other)?;
-        // SAFETY: objects, and a state to be read.
-        unsafe {
-            libfluke::sys::mutex_set_state(mutex.handle(), &raw const locked, owner.handle())
-        };
         scene(script([lock, unlock], 0), partner([unlock]))
     };
     Ok(Scene {
@@ -488,7 +488,9 @@ pub fn find(
         return Ok(None);
     };
     match entry {
-        Entry::mutex_lock | Entry::cond_wait => mutex(entry == Entry::cond_wait, other).map(Some),
+        Entry::mutex_lock | Entry::cond_wait => {
+            mutex(entry == Entry::cond_wait, target, other).map(Some)
+        }
         Entry::region_search => search().map(Some),
         _ => match messages(entry, size)? {
             Some(scene) => Ok(Some(scene)),
