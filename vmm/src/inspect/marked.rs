@@ -14,6 +14,9 @@ pub struct Marks {
     /// Physical addresses of the bytes by which the kernel says that it has let a CPU wait for an interrupt, and
     /// has not kicked it.
     pub idle: Vec<u64>,
+    /// If the thread has a kernel stack of its own: its top, and the physical address of its stack pointer while
+    /// the thread does not run, 0 if there is nothing on it.
+    pub stack: Option<(u64, u64)>,
     /// Physical addresses of the words in which the kernel keeps times: that at which each CPU's timer will fire.
     pub times: Vec<u64>,
 }
@@ -62,9 +65,16 @@ pub fn marks(machine: &Machine<'_>, hash: u64, mark: u64) -> Result<Marks> {
                 mark,
             })
         };
+        let (_, entity) = kernel.find(thread.value.field("entity")?)?;
+        let stack = entity.map(|entity| entity.field("stack")).transpose()?;
+        // Only one of the execution models has it.
+        let stack =
+            stack.and_then(|stack| Some((stack.field("top").ok()?, stack.field("pointer").ok()?)));
+        let stack = stack.map(|(top, pointer)| Ok((top.int()?, address(pointer)?)));
         let word = |cpu, field| address(first.nth(cpu)?.field(field)?);
         return Ok(Marks {
             calls: (0..cpus).map(call).collect::<Result<_>>()?,
+            stack: stack.transpose()?,
             idle: (0..cpus)
                 .map(|cpu| word(cpu, "idle"))
                 .collect::<Result<_>>()?,

@@ -12,7 +12,7 @@ use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
 use fluke_abi::code::Status;
 use fluke_abi::entry::{Entry, Row, TABLE};
 use fluke_abi::ipc::CallWord;
-use fluke_abi::layout::{GATE, PAGE_SIZE};
+use fluke_abi::layout::{GATE, KERNEL_STACKS, PAGE_SIZE};
 use fluke_abi::port::DOORBELL_VECTOR;
 use fluke_abi::state::Registers;
 use serde::Serialize;
@@ -20,10 +20,11 @@ use zerocopy::{FromBytes, FromZeros};
 
 use crate::config::{Configuration, VmConfig};
 use crate::error::Error;
+use crate::image;
 use crate::inspect::View;
 use crate::inspect::marked::Marks;
 use crate::memory::Memory;
-use crate::paging::read_virtual;
+use crate::paging::{read_virtual, translate};
 use crate::point::{Point, Slice};
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
@@ -173,6 +174,8 @@ pub struct Explorer {
     pub points: u64,
     /// Instructions at CPL 0 of an undisturbed run.
     steps: u64,
+    /// Of a kernel stack.
+    stack_bytes: u64,
 }
 
 impl Explorer {
@@ -204,6 +207,11 @@ impl Explorer {
             return Err(cell.fails("cannot be set"));
         }
         let ready = vm.snapshot()?;
+        let image = ready
+            .image
+            .as_ref()
+            .ok_or_else(|| cell.fails("has no kernel"))?;
+        let stack_bytes = image::check_kernel(PROGRAM, image)?.1.stack_bytes;
         let marks = vm
             .marks(TARGET_HASH, MARK)
             .map_err(|error| cell.fails(&error.to_string()))?;
@@ -211,6 +219,7 @@ impl Explorer {
             undisturbed: Outcome::new_zeroed(),
             points: 0,
             steps: 0,
+            stack_bytes,
             cell,
             row,
             vm,
@@ -355,24 +364,38 @@ impl Explorer {
         self.vm.ring(0)?;
         findings.run += 1;
         let doorbell = Point::Interrupt(DOORBELL_VECTOR);
-        let mut machine = None;
-        if !play && matches!(self.vm.run_to(0, doorbell, PATIENCE), Ok(true)) {
-            let digest = self.digest()?;
-            if let Some(divergence) = self.played.get(&digest) {
-                findings.same += 1;
-                if let Some(number) = divergence {
-                    findings.diverged[*number].same += 1;
+        // Where the machine may be in a state that it was in before: at the interrupt, and once the target's
+        // state has been taken, with nothing on its kernel stack.
+        let mut state = None;
+        let mut machine = Vec::new();
+        if !play {
+            for to in [doorbell, Point::Told] {
+                if !matches!(self.vm.run_to(0, to, PATIENCE), Ok(true)) {
+                    break;
                 }
-                return Ok(());
+                if to == Point::Told {
+                    self.heard(0, &mut state);
+                }
+                let digest = self.digest(to == Point::Told)?;
+                if let Some(divergence) = self.played.get(&digest) {
+                    findings.same += 1;
+                    if let Some(number) = *divergence {
+                        findings.diverged[number].same += 1;
+                    }
+                    let divergence = *divergence;
+                    self.played
+                        .extend(machine.into_iter().map(|other| (other, divergence)));
+                    return Ok(());
+                }
+                machine.push(digest);
             }
-            machine = Some(digest);
         }
-        let (end, state) = self.end();
+        let (end, taken) = self.end();
+        let state = state.or(taken);
         let what = self.judge(end, state.as_ref());
-        if let Some(digest) = machine {
-            let number = what.as_ref().map(|_| findings.diverged.len());
-            self.played.insert(digest, number);
-        }
+        let number = what.as_ref().map(|_| findings.diverged.len());
+        self.played
+            .extend(machine.into_iter().map(|digest| (digest, number)));
         self.note(point, place, what, state, findings);
         Ok(())
     }
@@ -391,7 +414,7 @@ impl Explorer {
             Ended::Marked(vcpu) => {
                 let registers = self.vm.registers(vcpu);
                 let place = registers.map_or(0, |registers| registers.general.rip);
-                self.vm.ring(interleaving.any())?;
+                self.vm.ring(interleaving.raise())?;
                 findings.run += 1;
                 let (end, state) = self.interleaved(&mut interleaving);
                 let what = self.judge(end, state.as_ref());
@@ -442,9 +465,31 @@ impl Explorer {
         findings.states.extend(state);
     }
 
+    /// Pages of the kernel stacks that have nothing on them, by physical address, once the target is stopped.
+    fn dead(&mut self) -> BTreeSet<u64> {
+        let Some((top, pointer)) = self.marks.stack else {
+            return BTreeSet::new();
+        };
+        let Some(registers) = self.vm.registers(0) else {
+            return BTreeSet::new();
+        };
+        let memory = self.vm.memory();
+        let stopped = memory.get::<u64>(pointer).is_ok_and(|pointer| pointer == 0);
+        let cpu = KERNEL_STACKS + 2 * self.stack_bytes;
+        let tops = [Some(cpu), stopped.then_some(top)];
+        let pages = tops.into_iter().flatten().flat_map(|top| {
+            let pages = (top - self.stack_bytes..top).step_by(PAGE_SIZE as usize);
+            pages.filter_map(|page| translate(memory, registers.special.cr3, page))
+        });
+        pages
+            .map(|translation| translation.pa & !(PAGE_SIZE - 1))
+            .collect()
+    }
+
     /// Digest of all that the paused machine is, but for times: registers, and memory as far as it is not that
-    /// of the scene when it was set.
-    fn digest(&mut self) -> Result<u128, Error> {
+    /// of the scene when it was set. `taken`: kernel stacks that have nothing on them are left out, which are the
+    /// target's and the CPU's while a thread runs on its own.
+    fn digest(&mut self, taken: bool) -> Result<u128, Error> {
         let mut hashers = [(); 2].map(|()| DefaultHasher::new());
         let mut add = |bytes: &[u8]| hashers.iter_mut().for_each(|hasher| hasher.write(bytes));
         if let Some(registers) = self.vm.registers(0) {
@@ -452,7 +497,8 @@ impl Explorer {
         }
         let mut pages = self.base.2.clone();
         pages.extend(self.vm.written()?);
-        for at in pages {
+        let dead = if taken { self.dead() } else { BTreeSet::new() };
+        for at in pages.difference(&dead).copied() {
             let read = |memory: &Memory| -> Result<_, Error> {
                 let mut page = [0; PAGE_SIZE as usize];
                 memory.read(at, &mut page)?;

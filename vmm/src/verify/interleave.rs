@@ -72,10 +72,11 @@ impl Interleaving {
         }
     }
 
-    /// A vCPU by chance.
-    pub fn any(&mut self) -> u32 {
-        let n = self.random.usize(0..self.order.len());
-        self.order[n]
+    /// A vCPU by chance, which becomes the most important.
+    pub fn raise(&mut self) -> u32 {
+        let vcpu = self.order.remove(self.random.usize(0..self.order.len()));
+        self.order.insert(0, vcpu);
+        vcpu
     }
 
     /// Lets the vCPUs run in turn until a program tells of something, or `marked` instructions of the call
