@@ -27,6 +27,7 @@ pub mod remote;
 pub mod snapshot;
 pub mod stats;
 pub mod stop;
+pub mod stops;
 pub mod store;
 pub mod vcpu;
 pub mod verify;

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    kvm_guest_debug, kvm_regs,
+    KVM_MP_STATE_HALTED, kvm_guest_debug, kvm_regs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -13,6 +13,7 @@ use crate::count::{SWAPGS_IRETQ, Ways};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
+use crate::stops::Stops;
 
 /// Steps without interrupts: what one saves of the flags would still have KVM's trap flag.
 const SINGLE_STEP: u32 = KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
@@ -39,6 +40,8 @@ pub enum Point {
     /// After so many of the kernel's instructions in a [`MarkedCall`], which are executed one by one, like
     /// all at CPL 0; or when a program tells of something.
     Marked(MarkedCall, u64),
+    /// Where a debugger wants it.
+    Debugger(Stops),
 }
 
 /// A share of the time of a machine whose vCPUs run in turn, as in a test of how they interleave. All
@@ -113,6 +116,8 @@ impl MarkedCall {
 pub enum Progress {
     /// At the point.
     There,
+    /// Stopped for the debugger.
+    Hit,
     /// Not yet.
     Further,
     /// At user code. It is not stepped through: not every host can, and what a trap saves of its flags
@@ -176,6 +181,12 @@ impl Way {
             }
             Point::Address(_) => 1,
             Point::FirstUser => 0,
+            Point::Debugger(stops) => {
+                let halted = is_halted(fd);
+                let steps = stops.start(fd, is_barred(fd, memory)?, halted)?.into();
+                way.steps = steps;
+                return Ok(Some(way));
+            }
         };
         if way.steps > 0 {
             debug(fd, SINGLE_STEP, None)?;
@@ -209,8 +220,13 @@ impl Way {
     /// # Errors
     /// If the host cannot stop a guest.
     pub fn stopped(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<Progress, Error> {
+        let stepped = self.steps > 0;
         self.steps = self.steps.saturating_sub(1);
         match self.point {
+            Point::Debugger(stops) => Ok(match stops.stopped(fd, stepped)? {
+                true => Progress::Hit,
+                false => Progress::Further,
+            }),
             Point::Steps(_) if self.steps == 0 => Ok(Progress::There),
             Point::Steps(_) if is_barred(fd, memory)? => Ok(Progress::Barred),
             Point::Address(address) => {
@@ -275,7 +291,7 @@ impl Way {
             Point::Told | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
                 event == Event::Told
             }
-            Point::Steps(_) | Point::Address(_) | Point::Interrupt(_) => false,
+            Point::Steps(_) | Point::Address(_) | Point::Interrupt(_) | Point::Debugger(_) => false,
         }
     }
 
@@ -284,6 +300,12 @@ impl Way {
         // Refused, it stops once more, and goes on.
         let _ = fd.set_guest_debug(&kvm_guest_debug::default());
     }
+}
+
+/// Whether a vCPU waits for an interrupt.
+pub fn is_halted(fd: &VcpuFd) -> bool {
+    let state = fd.get_mp_state();
+    state.is_ok_and(|state| state.mp_state == KVM_MP_STATE_HALTED)
 }
 
 /// Whether the next instruction is user code's, or the way there.

@@ -24,7 +24,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::kick;
 use crate::memory::Memory;
-use crate::point::{Point, Progress, Way};
+use crate::point::{Point, Progress, Way, is_halted};
 use crate::snapshot::tsc::Moment;
 use crate::snapshot::vcpu::VcpuState;
 use crate::stats::{Cause, VcpuCounters};
@@ -61,6 +61,8 @@ pub enum Command {
     Sample,
     /// Report the registers; only while paused.
     Registers,
+    /// Take general and floating-point registers, and report all; only while paused.
+    SetRegisters(Box<Registers>),
     /// Report the whole state; only while paused.
     Save,
     /// Take the state of the vCPU with the same number and pause; only while paused or finished.
@@ -126,6 +128,8 @@ pub enum PauseReason {
     Point,
     /// It came to user code on the way to its point, which is not stepped through.
     Barred,
+    /// It stopped for a debugger; with the value of DR6.
+    Hit(u64),
 }
 
 /// Registers of a paused vCPU.
@@ -135,6 +139,8 @@ pub struct Registers {
     pub general: kvm_regs,
     /// Segment and control registers.
     pub special: kvm_sregs,
+    /// Floating-point and vector registers; zero for a vCPU that only exists as a snapshot.
+    pub float: kvm_fpu,
     /// Whether it waits for an interrupt.
     pub halted: bool,
 }
@@ -264,7 +270,8 @@ enum Left {
 
 /// An exit, free of borrows from the vCPU.
 enum Exit {
-    Debug,
+    /// With DR6.
+    Debug(u64),
     Pio,
     Mmio(u64, bool),
     Shutdown,
@@ -330,16 +337,14 @@ impl Runner {
                 Command::Finish => return State::Ended(None),
                 // Pausing twice is no error, and says the same thing.
                 Command::Pause => self.report(Report::Paused(why)),
-                Command::Registers => match (self.fd.get_regs(), self.fd.get_sregs()) {
-                    (Ok(general), Ok(special)) => {
-                        self.report(Report::Registers(Box::new(Registers {
-                            general,
-                            special,
-                            halted: self.is_halted(),
-                        })));
+                Command::Registers => self.registers(),
+                Command::SetRegisters(registers) => {
+                    let set = self.fd.set_regs(&registers.general);
+                    match set.and_then(|()| self.fd.set_fpu(&registers.float)) {
+                        Ok(()) => self.registers(),
+                        Err(_) => self.report(Report::Refused),
                     }
-                    _ => self.report(Report::Refused),
-                },
+                }
                 Command::Save => {
                     let state = VcpuState::save(&self.fd, &self.context.msrs);
                     self.report(Report::Saved(state.map(Box::new)));
@@ -348,6 +353,21 @@ impl Runner {
                 Command::Sample => {}
             }
         }
+    }
+
+    fn registers(&self) {
+        let registers = || {
+            Ok::<_, kvm_ioctls::Error>(Registers {
+                general: self.fd.get_regs()?,
+                special: self.fd.get_sregs()?,
+                float: self.fd.get_fpu()?,
+                halted: is_halted(&self.fd),
+            })
+        };
+        self.report(match registers() {
+            Ok(registers) => Report::Registers(Box::new(registers)),
+            Err(_) => Report::Refused,
+        });
     }
 
     /// After a stop, waits for a state to go on with.
@@ -407,7 +427,10 @@ impl Runner {
                     Command::Run | Command::RunTo(_) => {}
                     Command::Sample => self.sample(),
                     Command::Finish => return State::Ended(None),
-                    Command::Registers | Command::Save | Command::Restore(_) => {
+                    Command::Registers
+                    | Command::SetRegisters(_)
+                    | Command::Save
+                    | Command::Restore(_) => {
                         self.report(Report::Refused);
                     }
                     Command::Pause => return self.pause(access_pending, PauseReason::Command),
@@ -470,7 +493,7 @@ impl Runner {
                 Exit::Mmio(address, false)
             }
             Ok(VcpuExit::MmioWrite(address, _)) => Exit::Mmio(address, true),
-            Ok(VcpuExit::Debug(_)) => Exit::Debug,
+            Ok(VcpuExit::Debug(debug)) => Exit::Debug(debug.dr6),
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
             Ok(VcpuExit::InternalError) => Exit::InternalError,
             Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailedEntry(reason),
@@ -489,13 +512,14 @@ impl Runner {
         };
         match exit {
             Exit::Pio => self.pio(),
-            Exit::Debug => {
+            Exit::Debug(dr6) => {
                 if let Some(counter) = &mut self.counter {
                     counter.stopped(&self.fd, &self.context.memory);
                 }
                 let memory = &self.context.memory;
                 match self.way.as_mut().map(|way| way.stopped(&self.fd, memory)) {
                     Some(Ok(Progress::There)) => Left::Point(false, PauseReason::Point),
+                    Some(Ok(Progress::Hit)) => Left::Point(false, PauseReason::Hit(dr6)),
                     Some(Ok(Progress::Barred)) => Left::Point(false, PauseReason::Barred),
                     Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
                     _ => Left::Stepped,
@@ -578,15 +602,10 @@ impl Runner {
         }
     }
 
-    fn is_halted(&self) -> bool {
-        let state = self.fd.get_mp_state();
-        state.is_ok_and(|s| s.mp_state == KVM_MP_STATE_HALTED)
-    }
-
     fn sample(&self) {
         let counters = &self.context.counters;
         let counter = match self.fd.get_sregs() {
-            _ if self.is_halted() => &counters.idle_samples,
+            _ if is_halted(&self.fd) => &counters.idle_samples,
             Ok(sregs) if sregs.cs.dpl == 3 => &counters.user_samples,
             _ => &counters.kernel_samples,
         };

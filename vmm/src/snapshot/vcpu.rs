@@ -7,8 +7,8 @@
 //! * The time-stamp counter is put back before anything that counts from it.
 
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_HALTED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,7 @@ impl VcpuState {
         Registers {
             general: self.general,
             special: self.special,
+            float: kvm_fpu::default(),
             halted: self.run_state.mp_state == KVM_MP_STATE_HALTED,
         }
     }
