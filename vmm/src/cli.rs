@@ -21,6 +21,7 @@ use crate::config::{
 use crate::count::{self, Visits};
 use crate::crash::Crash;
 use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
+use crate::gdb::{self, address::Address};
 use crate::image;
 use crate::inspect::{Report, View};
 use crate::remote::{self, Answer, Request, client};
@@ -142,6 +143,12 @@ struct RunArgs {
     /// and for one vCPU only.
     #[arg(long, conflicts_with = "snapshot_to")]
     count: bool,
+    /// Wait for gdb to connect, and let it debug the machine; at a port of the loopback interface, or a
+    /// socket, whose path has a `/` in it.
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true,
+          default_missing_value = gdb::address::DEFAULT,
+          conflicts_with_all = ["count", "snapshot_to"])]
+    gdb: Option<Address>,
     /// Name of a built-in guest program, or path of an ELF file built against libfluke; what
     /// follows are the program's own arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM [ARGS]",
@@ -280,13 +287,13 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
     config.vcpus = args.vcpus;
     config.memory = args.mem.0;
     config.count = args.count;
-    run_machine(config, &args.common)
+    run_machine(config, &args.common, args.gdb.as_ref())
 }
 
 fn resume(args: &ResumeArgs) -> Result<u8, Error> {
     if is_saved(&args.machine) {
         let snapshot = disk::load(Path::new(&args.machine))?;
-        return run_machine(VmConfig::snapshot(snapshot), &args.common);
+        return run_machine(VmConfig::snapshot(snapshot), &args.common, None);
     }
     if args.common.is_any() {
         return Err(Error::Config(format!(
@@ -318,8 +325,13 @@ impl CommonArgs {
     }
 }
 
-/// Runs a machine as the command line says; returns the exit status.
-fn run_machine(mut config: VmConfig, args: &CommonArgs) -> Result<u8, Error> {
+/// Runs a machine as the command line says, under a debugger if there is an address for one; returns the
+/// exit status.
+fn run_machine(
+    mut config: VmConfig,
+    args: &CommonArgs,
+    debugger: Option<&Address>,
+) -> Result<u8, Error> {
     config.timeout = args.timeout;
     config.signals = true;
     config.sampling = args.stats.then_some(SAMPLING);
@@ -347,9 +359,10 @@ fn run_machine(mut config: VmConfig, args: &CommonArgs) -> Result<u8, Error> {
         }
     }
     let configuration = vm.configuration();
-    let outcome = match plan {
-        Some(plan) => plan.run(vm)?,
-        None => vm.run()?,
+    let outcome = match (plan, debugger) {
+        (Some(plan), _) => plan.run(vm)?,
+        (None, Some(address)) => gdb::run(vm, address)?,
+        (None, None) => vm.run()?,
     };
     if let Some(path) = store.filter(|_| outcome.commits == 0) {
         tracing::warn!("no checkpoint was written to `{}`", path.display());
@@ -370,6 +383,11 @@ fn machine(args: &RunArgs, configuration: Configuration) -> Result<VmConfig, Err
         return checkpoint::restore(configuration, &name, file, checkpoints.as_ref());
     }
     let (program, arguments) = args.program.split_first().ok_or_else(no_program)?;
+    if args.gdb.is_some() && matches!(program.parse(), Ok(Address::Tcp(_))) {
+        let why =
+            format!("`{program}` is no program; to have gdb connect there, write --gdb={program}");
+        return Err(Error::Config(why));
+    }
     let files = read_files(&args.file)?;
     if let Some(checkpoints) = checkpoints {
         return checkpoint::run(configuration, program, arguments, files, &checkpoints);

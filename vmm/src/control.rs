@@ -4,7 +4,7 @@
 //! It is a tokio runtime in the caller's thread, and never waits for anything while holding what a
 //! vCPU needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::config::VmConfig;
 use crate::error::Error;
+use crate::gdb::address::Address;
+use crate::gdb::line::{Line, Said};
 use crate::remote::server::{Asked, Server};
 use crate::stop::StopReason;
-use crate::vcpu::Report;
+use crate::vcpu::{PauseReason, Report};
 
 /// The control plane of a machine.
 pub struct Control {
@@ -30,6 +32,8 @@ pub struct Control {
     pub finished: BTreeSet<u32>,
     /// Whether a vCPU has ended its thread.
     pub ended: bool,
+    /// vCPUs that have stopped for the debugger, which has not heard of it, with DR6.
+    pub hits: BTreeMap<u32, u64>,
     timeout: Option<Duration>,
     /// When the machine first ran.
     started: Option<Instant>,
@@ -39,6 +43,8 @@ pub struct Control {
     sampling: Option<Interval>,
     /// Where other processes ask.
     server: Option<Server>,
+    /// Where a debugger connects.
+    debugger: Option<Line>,
 }
 
 /// What ended a wait.
@@ -47,6 +53,10 @@ pub enum Event {
     Stopped(StopReason),
     /// Another process asks for something.
     Asked(Asked),
+    /// A vCPU has stopped for the debugger, with this in DR6.
+    Hit(u32, u64),
+    /// The debugger says something.
+    Said(Said),
     /// The time is up, or the signal came.
     Due,
 }
@@ -85,12 +95,14 @@ impl Control {
             stop: None,
             finished: BTreeSet::new(),
             ended: false,
+            hits: BTreeMap::new(),
             timeout: config.timeout,
             started: None,
             interrupt,
             notice: None,
             sampling,
             server: None,
+            debugger: None,
         })
     }
 
@@ -120,6 +132,34 @@ impl Control {
         Ok(())
     }
 
+    /// From now on waits end when a debugger that connects there says something. Returns where that is, with
+    /// the port that was free.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn expect_debugger(&mut self, address: &Address) -> Result<Address, Error> {
+        let _guard = self.runtime.enter();
+        let line = Line::open(address)?;
+        let address = line.address().clone();
+        self.debugger = Some(line);
+        Ok(address)
+    }
+
+    /// Says something to the debugger. Whether it takes it.
+    pub fn answer_debugger(&mut self, text: &[u8]) -> bool {
+        match &mut self.debugger {
+            Some(line) => self.runtime.block_on(line.say(text)),
+            None => false,
+        }
+    }
+
+    /// Hangs up on the debugger; another may connect.
+    pub fn drop_debugger(&mut self) {
+        if let Some(line) = &mut self.debugger {
+            line.hang_up();
+        }
+    }
+
     /// All vCPUs have been given a state: whatever stopped the machine is undone.
     pub fn start_over(&mut self) {
         self.stop = None;
@@ -132,6 +172,9 @@ impl Control {
         let report = self
             .runtime
             .block_on(async { timeout(limit, self.reports.recv()).await })?;
+        if let Some((id, Report::Paused(PauseReason::Hit(dr6)))) = &report {
+            self.hits.insert(*id, *dr6);
+        }
         if let Some((id, report)) = &report
             && let Some(stop) = report.end()
         {
@@ -150,6 +193,9 @@ impl Control {
         if let Some(stop) = &self.stop {
             return Event::Stopped(stop.clone());
         }
+        if let Some((vcpu, dr6)) = self.hits.pop_first() {
+            return Event::Hit(vcpu, dr6);
+        }
         let now = Instant::now();
         let timeout = self.timeout;
         let deadline = timeout.and_then(|t| self.started.unwrap_or(now).checked_add(t));
@@ -161,6 +207,7 @@ impl Control {
             finished,
             ended,
             server,
+            debugger,
             ..
         } = self;
         let event = self.runtime.block_on(async {
@@ -168,6 +215,9 @@ impl Control {
                 tokio::select! {
                     biased;
                     report = reports.recv() => match report {
+                        Some((id, Report::Paused(PauseReason::Hit(dr6)))) => {
+                            return Event::Hit(id, dr6);
+                        }
                         Some((id, report)) => {
                             if let Some(stop) = report.end() {
                                 finished.insert(id);
@@ -193,6 +243,7 @@ impl Control {
                     () = until(limit) => return Event::Due,
                     () = noticed(notice) => return Event::Due,
                     asked = asked(server) => return Event::Asked(asked),
+                    said = said(debugger) => return Event::Said(said),
                     () = tick(sampling) => sample(),
                 }
             }
@@ -212,6 +263,14 @@ async fn asked(server: &mut Option<Server>) -> Asked {
         return asked;
     }
     pending().await
+}
+
+/// Waits for the debugger to say something.
+async fn said(debugger: &mut Option<Line>) -> Said {
+    match debugger {
+        Some(line) => line.next().await,
+        None => pending().await,
+    }
 }
 
 async fn until(time: Option<Instant>) {

@@ -91,8 +91,12 @@ pub fn table(rows: &[Visits]) -> String {
 pub struct Ways {
     /// Where all exception and interrupt stubs meet.
     pub trap: u64,
-    /// Where `syscall` leads.
+    /// Where `syscall` goes.
     pub syscall: u64,
+    /// Where all ways from user mode meet: the registers that calls change are on the frame.
+    pub enter: u64,
+    /// Where all interrupts of the kernel itself meet.
+    pub from_kernel: u64,
     /// The `swapgs` before the `iretq` to user mode.
     pub swapgs: u64,
 }
@@ -108,13 +112,16 @@ impl Ways {
         let leave = find("fluke_kernel::arch::entry::leave_to_user")?;
         let mut sections = file.sections();
         let code = sections.find_map(|section| section.data_range(leave, 128).ok()?)?;
+        let way_out = [&DROP_VECTOR[..], &SWAPGS_IRETQ].concat();
         let at = code
-            .windows(SWAPGS_IRETQ.len())
-            .position(|bytes| bytes == SWAPGS_IRETQ)?;
+            .windows(way_out.len())
+            .position(|bytes| bytes == way_out)?;
         Some(Self {
             trap: find("fluke_kernel::arch::entry::trap")?,
             syscall: find("fluke_kernel::arch::entry::syscall_entry")?,
-            swapgs: leave + at as u64,
+            enter: find("fluke_kernel::arch::entry::enter")?,
+            from_kernel: find("fluke_kernel::arch::entry::from_kernel")?,
+            swapgs: leave + (at + DROP_VECTOR.len()) as u64,
         })
     }
 
@@ -134,7 +141,16 @@ impl Ways {
         fd.set_guest_debug(&debug)
             .map_err(Error::kvm("stopping the guest at a point"))
     }
+
+    /// The last instruction to user mode that can be stepped off: all registers but `rsp` are the thread's, and
+    /// that points to its vector.
+    pub fn leaving(&self) -> u64 {
+        self.swapgs - DROP_VECTOR.len() as u64
+    }
 }
+
+/// `add rsp, 16`: drops vector and error code.
+const DROP_VECTOR: [u8; 4] = [0x48, 0x83, 0xc4, 0x10];
 
 /// `swapgs`, `iretq`: the way to user code. Hosts need not stop between the two.
 pub const SWAPGS_IRETQ: [u8; 5] = [0x0f, 0x01, 0xf8, 0x48, 0xcf];
@@ -208,6 +224,9 @@ fn entry_name(rax: u64) -> String {
     }
 }
 
+/// Vector of calls.
+pub const GATE_VECTOR: u64 = 6;
+
 /// What a trap was for, by the frame at `rsp`: vector, error code, instruction pointer.
 fn cause(memory: &Memory, rsp: u64, rax: u64) -> String {
     let word = |n: u64| {
@@ -216,7 +235,7 @@ fn cause(memory: &Memory, rsp: u64, rax: u64) -> String {
             .unwrap_or(0)
     };
     match (word(0), word(2)) {
-        (6, GATE) => entry_name(rax),
+        (GATE_VECTOR, GATE) => entry_name(rax),
         (14, _) => "page fault".into(),
         (32.., _) => "interrupt".into(),
         _ => "exception".into(),

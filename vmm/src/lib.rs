@@ -16,6 +16,7 @@ pub mod devices;
 pub mod doctor;
 pub mod error;
 mod exit;
+pub mod gdb;
 pub mod image;
 pub mod inspect;
 mod kick;

@@ -58,7 +58,7 @@ pub struct Vm {
     pub(crate) control: Control,
     pub(crate) counts: Option<SharedCounts>,
     created: Instant,
-    running: bool,
+    pub(crate) running: bool,
     /// Name of the program, if that is known.
     program: Option<String>,
 }
@@ -326,6 +326,11 @@ impl Vm {
             return None;
         }
         self.vcpus.get(vcpu as usize)?.send(Command::Registers);
+        self.next_registers(vcpu)
+    }
+
+    /// The registers that a vCPU was told to report.
+    pub(crate) fn next_registers(&mut self, vcpu: u32) -> Option<Registers> {
         loop {
             match self.next_report()? {
                 (id, Report::Registers(registers)) if id == vcpu => return Some(*registers),
@@ -464,17 +469,24 @@ impl Vm {
     pub fn wait(&mut self, limit: Duration) -> Option<StopReason> {
         let limit = Instant::now().checked_add(limit);
         loop {
-            let Self { vcpus, control, .. } = self;
-            let sample = || vcpus.iter().for_each(|v| v.send(Command::Sample));
-            match control.wait(limit, sample) {
+            match self.next_event(limit) {
                 Event::Stopped(stop) => return Some(stop),
                 Event::Due => return None,
                 Event::Asked((request, answer)) => {
                     // Whoever asked may be gone.
                     let _ = answer.send(serve(self, &request));
                 }
+                // Nobody debugs a machine that is waited for so.
+                Event::Hit(..) | Event::Said(_) => {}
             }
         }
+    }
+
+    /// Waits until something happens, at most until `limit`.
+    pub(crate) fn next_event(&mut self, limit: Option<Instant>) -> Event {
+        let Self { vcpus, control, .. } = self;
+        let sample = || vcpus.iter().for_each(|v| v.send(Command::Sample));
+        control.wait(limit, sample)
     }
 
     /// From now on a signal ends a [`Vm::wait`] as its limit does.

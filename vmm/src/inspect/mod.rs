@@ -189,6 +189,19 @@ pub fn look(machine: &Machine<'_>, view: &View) -> Result<Report> {
     }
 }
 
+/// What a CPU is at, in a few words: its thread, and the call that this one's registers name.
+///
+/// # Errors
+/// As [`look`].
+pub fn on_cpu(machine: &Machine<'_>, number: u32) -> Result<String> {
+    let types = Types::new(machine.image)?;
+    let guest = Guest {
+        types: &types,
+        memory: machine.memory,
+    };
+    threads::on_cpu(&Kernel::new(&guest)?, machine, number)
+}
+
 impl Machine<'_> {
     fn vcpu(&self, number: u32) -> Result<&Registers> {
         let vcpu = self.vcpus.get(number as usize).ok_or_else(|| {

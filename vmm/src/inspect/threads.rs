@@ -187,6 +187,24 @@ pub fn all(kernel: &Kernel<'_>, machine: &Machine<'_>) -> Result<Report> {
     Listing::of(kernel, "thread", |object| describe(kernel, &cpus, object))?.report()
 }
 
+/// What a CPU is at, in a few words.
+pub fn on_cpu(kernel: &Kernel<'_>, machine: &Machine<'_>, number: u32) -> Result<String> {
+    machine.vcpu(number)?;
+    let cpus = cpus(kernel, machine)?;
+    let cpu = cpus.get(number as usize).ok_or(super::Error::Early)?;
+    let mode = cpu.mode;
+    Ok(match &cpu.thread {
+        Some(thread) => {
+            let object = kernel.object("thread", thread.index)?;
+            format!(
+                "{mode}: {thread}, {}",
+                call(object.value, Some(cpu))?.text()
+            )
+        }
+        None => format!("{mode}: no thread"),
+    })
+}
+
 fn describe(kernel: &Kernel<'_>, cpus: &[Cpu], object: &Object<'_>) -> Result<Thread> {
     let thread = object.value;
     let number = |field: &str| thread.field(field)?.int();
