@@ -253,11 +253,15 @@ impl Explorer {
         self.ended(end)
     }
 
-    fn ended(&self, end: End) -> Result<Outcome, Error> {
+    fn ended(&mut self, end: End) -> Result<Outcome, Error> {
         match end {
             End::Done(outcome) => Ok(*outcome),
             End::Stopped(stop) => Err(self.cell.fails(&stop.to_string())),
-            End::Hangs => Err(self.cell.fails("hangs")),
+            End::Hangs => {
+                let threads = self.threads();
+                tracing::warn!("{}\n{threads}", self.cell);
+                Err(self.cell.fails("hangs"))
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Kothari, Musuvathi, Nagarakatte, ASPLOS 2010).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use fluke_abi::layout::KERNEL_IMAGE;
@@ -23,8 +23,10 @@ const SLICE_PATIENCE: Duration = Duration::from_millis(20);
 const IDLE_PATIENCE: Duration = Duration::from_millis(5);
 /// `out dx, eax`.
 const OUT: u8 = 0xef;
-/// Turns of all vCPUs in which nothing happens, before nothing will.
-const IDLE_TURNS: usize = 400;
+/// A run that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same, while all vCPUs are idle.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What ended a run.
 pub enum Ended {
@@ -82,15 +84,16 @@ impl Interleaving {
     /// Lets the vCPUs run in turn until a program tells of something, or `marked` instructions of the call
     /// were executed from the start.
     pub fn run(&mut self, vm: &mut Vm, marks: &Marks, marked: u64) -> Ended {
-        let mut idle = 0;
-        while idle < IDLE_TURNS * self.order.len() {
+        let started = Instant::now();
+        let (mut idle, mut idles) = (started, 0);
+        while started.elapsed() < PATIENCE && idle.elapsed() < IDLE_LIMIT {
             let says = |vcpu: u32| vm.memory().get::<u8>(marks.idle[vcpu as usize]);
             let waits =
                 |vcpu| self.halted.contains(&vcpu) && says(vcpu).is_ok_and(|idle| idle != 0);
             let ready = self.order.iter().copied().find(|&vcpu| !waits(vcpu));
             let (vcpu, patience) = match ready {
                 Some(vcpu) => (vcpu, SLICE_PATIENCE),
-                None => (self.order[idle % self.order.len()], IDLE_PATIENCE),
+                None => (self.order[idles % self.order.len()], IDLE_PATIENCE),
             };
             let until = self
                 .changes
@@ -108,7 +111,10 @@ impl Interleaving {
             let steps = vm.steps(vcpu);
             self.steps += steps;
             self.marked += vm.instructions(vcpu);
-            idle = if steps == 0 { idle + 1 } else { 0 };
+            match steps {
+                0 => idles += 1,
+                _ => idle = Instant::now(),
+            }
             let (code, rax) = stands(vm, vcpu);
             match code {
                 [_, HLT] => self.halted.insert(vcpu),
