@@ -13,6 +13,7 @@
 //! * [`audit`]: what the program that takes threads apart tells the host.
 //! * [`boot`]: what the host hands to the kernel and to the root program.
 //! * [`port`]: the I/O ports of the machine.
+//! * [`probe`]: the places in the kernel where the host can pause the machine.
 //! * [`driver`]: the kernel's own drivers, and what they understand.
 //! * [`stats`]: counters that the kernel keeps for the host.
 //! * [`store`]: requests to the file on the host.
@@ -30,6 +31,7 @@ pub mod ipc;
 pub mod layout;
 pub mod object;
 pub mod port;
+pub mod probe;
 pub mod state;
 pub mod stats;
 pub mod store;

@@ -16,6 +16,9 @@ pub const EVENT: u16 = 0xf8;
 /// Vector of the interrupt by which the host rings the doorbell (`machine_listen`), on any CPU.
 pub const DOORBELL_VECTOR: u8 = 0x22;
 
+/// Probe: a 32-bit write of the number of a [`Probe`](crate::probe::Probe) whose point was come to.
+pub const PROBE: u16 = 0xfc;
+
 /// Store: a 32-bit write of the physical address of a [`StoreBlock`] makes the request in it.
 pub const STORE: u16 = 0x600;
 

@@ -14,6 +14,7 @@
 use fluke_abi::code::{Exception, Insanity};
 use fluke_abi::layout::GATE;
 use fluke_abi::port::{DOORBELL_VECTOR, EVENT, Event};
+use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 
 use crate::arch::apic::{self, KICK_VECTOR, TIMER_VECTOR};
@@ -26,6 +27,7 @@ use crate::kernel::Kernel;
 use crate::lock::{self, held_scheduler, scheduler};
 use crate::mm::Fault;
 use crate::model;
+use crate::probe::probe;
 use crate::sched::{Scheduler, count};
 use crate::thread::{Run, Thread};
 
@@ -169,6 +171,7 @@ fn leave(call: &mut Call) {
     if !held.goes_on() {
         return;
     }
+    call.leaves();
     held.prepare_user(call.entity);
     lock::release();
     // SAFETY: the frame is that of the current thread, and the stack is of no further use: a trap
@@ -223,6 +226,7 @@ impl Kernel {
     /// Sends a fault that the mapping hierarchy does not resolve to whoever can.
     pub fn take_fault(&mut self, id: Id<Thread>, fault: Fault) {
         count(|stats| &mut stats.hard_faults);
+        probe::<{ Probe::HardFault as usize }>(|| (&self.threads[id], fault.address));
         // Without its keeper a region has just no memory there.
         match fault
             .keeper

@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 use fluke_abi::code::{Exception, Insanity};
 use fluke_abi::ipc::ExceptionMessage;
 use fluke_abi::object::OBJECT_SIZE;
+use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -21,6 +22,7 @@ use crate::lock::{self, scheduler};
 use crate::mm::{Fault, Mapping, Region, Space};
 use crate::model;
 use crate::object::{Link, Name, Object};
+use crate::probe::probe;
 use crate::reference::Ref;
 use crate::sched::{Entity, Scheduler, count};
 use crate::sync::{Cond, Mutex};
@@ -140,6 +142,13 @@ impl Call {
     #[inline]
     pub fn begin(&mut self) {
         self.own().in_call = true;
+        probe::<{ Probe::Enter as usize }>(|| (self.own(), 0));
+    }
+
+    /// It goes on in user mode.
+    #[inline]
+    pub fn leaves(&mut self) {
+        probe::<{ Probe::Exit as usize }>(|| (self.own(), 0));
     }
 
     /// Whether it may go on on this CPU.
@@ -198,6 +207,7 @@ impl Call {
         // It has to ask for time when it wakes.
         let scheduled = self.own().scheduler.is_some();
         scheduler().sleep_until(self.entity, deadline, scheduled);
+        probe::<{ Probe::Wait as usize }>(|| (self.own(), 0));
         if scheduled {
             self.kernel().rest(id);
         }
@@ -213,6 +223,7 @@ impl Call {
         if rung.is_some() {
             return Ok(rung);
         }
+        probe::<{ Probe::Wait as usize }>(|| (self.own(), 0));
         if scheduled {
             self.kernel().rest(id);
         }
@@ -228,6 +239,7 @@ impl Call {
     /// CPU's wish by `reschedule`; and a host that emulates CPL 0 may take a hundred instructions to
     /// deliver one.
     pub fn preemption_point(&mut self) -> Result<(), Stop> {
+        probe::<{ Probe::PreemptionPoint as usize }>(|| (self.own(), 0));
         lock::offer(self.entity);
         scheduler().poll_timer();
         if self.goes_on() {

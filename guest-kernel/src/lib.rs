@@ -37,6 +37,8 @@ pub mod mm;
 pub mod model;
 #[allow(unsafe_code, reason = "memory of the table")]
 pub mod object;
+#[allow(unsafe_code, reason = "a test in two instructions")]
+pub mod probe;
 #[allow(unsafe_code, reason = "user mode in the kernel")]
 pub mod pseudo;
 pub mod queue;

@@ -6,6 +6,7 @@ use fluke_abi::entry::Entry;
 use fluke_abi::ipc::{CallWord, ExceptionMessage};
 use fluke_abi::layout::GATE_DONE;
 use fluke_abi::object::Type;
+use fluke_abi::probe::Probe;
 use fluke_abi::state::{Handlers, PRIORITY_DEFAULT, SavedState, ThreadFlags};
 
 use crate::arch::cpu::Frame;
@@ -16,6 +17,7 @@ use crate::lock::scheduler;
 use crate::mm::Space;
 use crate::model;
 use crate::object::{Header, Link, Object};
+use crate::probe::probe;
 use crate::queue::{Linked, Links, Queue};
 use crate::sched::Entity;
 use crate::sync::{Cond, Mutex};
@@ -213,6 +215,11 @@ impl Thread {
         }
     }
 
+    /// Fixed at creation.
+    pub const fn hash(&self) -> u64 {
+        self.header.hash
+    }
+
     /// The call word: which call, and how many table entries are left.
     #[inline]
     pub const fn word(&self) -> CallWord {
@@ -228,12 +235,14 @@ impl Thread {
     /// Fluke's `set_pc`: what is left of the call is the call of another entry point.
     #[inline]
     pub fn become_entry(&mut self, entry: Entry) {
+        probe::<{ Probe::Commit as usize }>(|| (self, 0));
         self.frame.rax = self.word().with_number(entry as u16).0;
     }
 
     /// The call is done, with a value for the user.
     #[inline]
     pub fn complete(&mut self, value: u64) {
+        probe::<{ Probe::Commit as usize }>(|| (self, 0));
         self.frame.rax = value;
         self.frame.rip = GATE_DONE;
         self.in_call = false;

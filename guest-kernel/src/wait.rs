@@ -1,8 +1,11 @@
 //! Sleeping and waking: what threads wait for, other than their turn on a CPU.
 
+use fluke_abi::probe::{Probe, WAIT_OTHER};
+
 use crate::arena::Id;
 use crate::kernel::Kernel;
 use crate::lock::scheduler;
+use crate::probe::probe;
 use crate::thread::{Run, Thread, Wait};
 
 impl Kernel {
@@ -23,6 +26,16 @@ impl Kernel {
     /// Puts a thread to sleep, which is in no queue: one that is off, or the caller, which is to make
     /// way.
     pub fn sleep(&mut self, id: Id<Thread>, wait: Wait) {
+        self.fall_asleep(id, wait);
+        probe::<{ Probe::Wait as usize }>(|| {
+            let thread = &self.threads[id];
+            let other = thread.exception.is_some()
+                || matches!(wait, Wait::Ask(_) | Wait::Time(_) | Wait::Forever);
+            (thread, if other { WAIT_OTHER } else { 0 })
+        });
+    }
+
+    fn fall_asleep(&mut self, id: Id<Thread>, wait: Wait) {
         self.threads[id].run = Run::Waiting(wait);
         let threads = &mut self.threads;
         match wait {

@@ -1,7 +1,9 @@
 //! The embedded images pass the gate, and the gate catches what it is for.
 
+use fluke_abi::probe::Probe;
 use flukevm::image;
 use integration::gate::{Violation, scan_code, scan_image, writable_code};
+use integration::probes::uses;
 
 fn list(name: &str, violations: &[Violation]) -> String {
     violations
@@ -25,6 +27,25 @@ fn kernels_use_plain_instructions_only() {
         complaints += &list(name, &scan.violations);
     }
     assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+/// An unarmed probe point is a test of one byte: `cmp` and a jump that is not taken.
+#[test]
+fn probe_points_cost_two_instructions() {
+    for name in image::embedded().0 {
+        let uses = uses(image::kernel(name).unwrap()).unwrap();
+        for &probe in Probe::ALL {
+            let points = uses.iter().filter(|point| point.probe == probe).count();
+            println!("{name}: {points} points of the kind {}", probe.name());
+            assert!(
+                points > 0,
+                "{name} has no point of the kind {}",
+                probe.name()
+            );
+        }
+        let other: Vec<_> = uses.iter().filter(|point| !point.is_test).collect();
+        assert!(other.is_empty(), "{name} does more than test: {other:x?}");
+    }
 }
 
 #[test]

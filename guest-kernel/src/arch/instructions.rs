@@ -5,6 +5,8 @@
 
 use core::arch::asm;
 
+use fluke_abi::port::PROBE;
+
 /// Writes a model-specific register.
 ///
 /// # Safety
@@ -56,6 +58,17 @@ pub fn out32_with(port: u16, value: u32, detail: u64) {
     // SAFETY: as above.
     unsafe {
         asm!("out dx, eax", in("dx") port, in("eax") value, in("rdi") detail, options(nomem, nostack, preserves_flags));
+    };
+}
+
+/// Tells the host that a probe point was come to, with what `fluke_abi::probe` says, in the order there.
+pub fn report_probe(kind: u32, about: [u64; 6]) {
+    let [thread, hash, word, rip, space, detail] = about;
+    // SAFETY: the host may stop the machine here, as everywhere.
+    unsafe {
+        asm!("out dx, eax", in("dx") PROBE, in("eax") kind, in("rdi") thread, in("rsi") hash,
+            in("rcx") word, in("r8") rip, in("r9") space, in("r10") detail,
+            options(nostack, preserves_flags));
     };
 }
 

@@ -1,12 +1,14 @@
 //! How the kernel reaches the memory of a thread: page by page, through the direct map.
 
 use fluke_abi::layout::{KERNEL_IMAGE, PAGE_SIZE, VM_MAX};
+use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 
-use super::{Fault, page_table};
+use super::{Fault, Space, page_table};
 use crate::arch::memory;
 use crate::arena::Id;
 use crate::kernel::Kernel;
+use crate::probe::probe;
 use crate::thread::Thread;
 
 /// Bytes from `address` to the end of its page, at most `len`.
@@ -40,8 +42,20 @@ impl Kernel {
         };
         match page_table::lookup(table, address, access) {
             Some(physical) => Ok(physical),
-            None => self.fill(space, address, access),
+            None => self.soft_fault(id, space, address, access),
         }
+    }
+
+    fn soft_fault(
+        &mut self,
+        id: Id<Thread>,
+        space: Id<Space>,
+        address: u64,
+        access: Prot,
+    ) -> Result<u64, Fault> {
+        let physical = self.fill(space, address, access)?;
+        probe::<{ Probe::SoftFault as usize }>(|| (&self.threads[id], address));
+        Ok(physical)
     }
 
     /// Copies bytes out of a thread's memory.
