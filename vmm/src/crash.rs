@@ -3,7 +3,9 @@
 //! Everything here reads a guest that may have destroyed its own stack and page tables: every
 //! step is bounded, and what cannot be read is left out.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use addr2line::Context;
 use addr2line::gimli::{Dwarf, EndianSlice, LittleEndian, SectionId};
@@ -204,6 +206,48 @@ impl<'a> Symbols<'a> {
     pub fn line(&self, address: u64) -> Option<(String, u32)> {
         let location = self.lines.as_ref()?.find_location(address).ok()??;
         Some((location.file?.into(), location.line?))
+    }
+
+    /// Functions by path, or the end of one: where they begin, and their paths. A method's path is that of its
+    /// `impl`: `wait::wake`.
+    pub fn find(&self, path: &str) -> Vec<(u64, String)> {
+        let is = |name: &str| {
+            let plain = match (name.find("<impl "), name.rfind(">::")) {
+                (Some(from), Some(to)) => [&name[..from], &name[to + 3..]].concat(),
+                _ => name.into(),
+            };
+            let before = plain.strip_suffix(path);
+            before.is_some_and(|before| before.is_empty() || before.ends_with("::"))
+        };
+        let functions = self.functions.iter().filter(|(_, _, name)| is(name));
+        functions.map(|(at, _, name)| (*at, name.clone())).collect()
+    }
+
+    /// Where a line of a source file, given by its path or the end of one, begins in each function that it is
+    /// part of.
+    pub fn find_line(&self, file: &str, line: u32) -> Vec<u64> {
+        let (Some(lines), Some((first, ..)), Some((last, size, _))) =
+            (&self.lines, self.functions.first(), self.functions.last())
+        else {
+            return Vec::new();
+        };
+        let Ok(locations) = lines.find_location_range(*first, last + size.max(&1)) else {
+            return Vec::new();
+        };
+        let mut found = BTreeMap::new();
+        for (address, _, location) in locations {
+            let is = location
+                .file
+                .is_some_and(|path| Path::new(path).ends_with(file));
+            if is && location.line == Some(line) {
+                let function = self
+                    .functions
+                    .partition_point(|(start, ..)| *start <= address);
+                let first = found.entry(function).or_insert(address);
+                *first = address.min(*first);
+            }
+        }
+        found.into_values().collect()
     }
 
     fn function(&self, address: u64) -> Option<String> {

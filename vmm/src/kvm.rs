@@ -2,9 +2,10 @@
 
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    CpuId, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
     KVM_MP_STATE_RUNNABLE, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
     kvm_cpuid_entry2, kvm_enable_cap, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs,
     kvm_userspace_memory_region,
@@ -110,16 +111,71 @@ const SLOT: u32 = 0;
 /// # Errors
 /// If KVM refuses.
 pub fn set_memory(vm: &VmFd, memory: &Memory, logged: bool) -> Result<(), Error> {
+    set_slot(vm, memory, SLOT, 0..memory.size(), log_flag(logged))
+}
+
+const fn log_flag(logged: bool) -> u32 {
+    if logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 }
+}
+
+/// Gives a VM a range of its memory in a slot; an empty range takes it back.
+fn set_slot(
+    vm: &VmFd,
+    memory: &Memory,
+    slot: u32,
+    range: Range<u64>,
+    flags: u32,
+) -> Result<(), Error> {
     let region = kvm_userspace_memory_region {
-        slot: SLOT,
-        flags: if logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
-        guest_phys_addr: 0,
-        memory_size: memory.size(),
-        userspace_addr: memory.host_address()?,
+        slot,
+        flags,
+        guest_phys_addr: range.start,
+        memory_size: range.end - range.start,
+        userspace_addr: memory.host_address()? + range.start,
     };
-    // SAFETY: the range is the mapping of `memory`, a clone of which lives as long as any vCPU of
+    // SAFETY: the range lies in the mapping of `memory`, a clone of which lives as long as any vCPU of
     // this VM, and is used by this process only through `vm-memory`.
     unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("giving the VM its memory"))
+}
+
+/// A part of the memory: its range, and whether the guest's writes to it leave the guest.
+pub type Part = (Range<u64>, bool);
+
+/// Gives a VM its memory in parts, instead of as a whole. No vCPU may run.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn split_memory(vm: &VmFd, memory: &Memory, parts: &[Part], logged: bool) -> Result<(), Error> {
+    set_slot(vm, memory, SLOT, 0..0, 0)?;
+    for (slot, (range, watched)) in (SLOT + 1..).zip(parts) {
+        let flags = if *watched {
+            KVM_MEM_READONLY
+        } else {
+            log_flag(logged)
+        };
+        set_slot(vm, memory, slot, range.clone(), flags)?;
+    }
+    Ok(())
+}
+
+/// Gives it back as a whole. What was logged of the guest's writes to the parts is noted as this process's.
+/// No vCPU may run.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn join_memory(vm: &VmFd, memory: &Memory, parts: &[Part], logged: bool) -> Result<(), Error> {
+    for (slot, (range, watched)) in (SLOT + 1..).zip(parts) {
+        if logged && !watched {
+            let bytes = (range.end - range.start) as usize;
+            let log = vm.get_dirty_log(slot, bytes);
+            memory.note_written(
+                range.start,
+                &log.map_err(Error::kvm("reading the dirty log"))?,
+            );
+        }
+        set_slot(vm, memory, slot, range.start..range.start, 0)?;
+    }
+    set_memory(vm, memory, logged)
 }
 
 /// Makes a vCPU forget all translations of addresses, as far as it may.

@@ -8,6 +8,7 @@ pub mod boot;
 pub mod bus;
 pub mod checkpoint;
 pub mod cli;
+pub mod condition;
 pub mod config;
 mod control;
 pub mod count;

@@ -110,6 +110,17 @@ impl Memory {
         self.region.bitmap().get_and_reset()
     }
 
+    /// Adds pages to that log: a bit for each, from an address on.
+    pub(crate) fn note_written(&self, start: u64, log: &[u64]) {
+        for (n, word) in log.iter().enumerate() {
+            for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+                let page = start + (n as u64 * 64 + bit) * PAGE_SIZE;
+                let bitmap = self.region.bitmap();
+                bitmap.set_addr_range(page as usize, PAGE_SIZE as usize);
+            }
+        }
+    }
+
     /// Runs of pages of the memfd that may be other than zero. Without copying on write, that is
     /// all of the memory.
     pub(crate) fn extents(&self) -> Result<Vec<Range<u64>>, Error> {

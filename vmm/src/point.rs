@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuFd;
 use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::Event;
 
+use crate::condition::PLACES_MAX;
 use crate::count::{SWAPGS_IRETQ, Ways};
 use crate::error::Error;
 use crate::memory::Memory;
@@ -27,6 +28,21 @@ pub enum Point {
     /// Before the instruction at this virtual address, when it is next come to. Needs breakpoints,
     /// see `flukevm doctor`.
     Address(u64),
+    /// As `Address`, before any of several; or nowhere.
+    Any {
+        /// Virtual addresses.
+        places: [Option<u64>; PLACES_MAX],
+        /// Whether to pause at once at a place where the vCPU is already.
+        stay: bool,
+    },
+    /// After so many instructions at CPL 0, whatever programs do in between, or at one of the places. Entering
+    /// the kernel and leaving it are one instruction each.
+    Instructions {
+        /// How many, at least 1.
+        count: u32,
+        /// As in `Any`; but where the vCPU is already it does not pause.
+        places: [Option<u64>; PLACES_MAX],
+    },
     /// When the kernel reports that the first user-mode instruction is about to run.
     FirstUser,
     /// When a program tells of something, [`fluke_abi::port::Event::Told`].
@@ -163,7 +179,11 @@ impl Way {
             pauses: 0,
         };
         way.steps = match point {
-            Point::Interrupt(_) | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
+            Point::Interrupt(_)
+            | Point::ToldCounted
+            | Point::Slice(_)
+            | Point::Marked(..)
+            | Point::Instructions { .. } => {
                 way.ways = Some(ways().ok_or_else(|| {
                     Error::Config("the machine runs no kernel that could be stepped through".into())
                 })?);
@@ -176,10 +196,17 @@ impl Way {
             Point::Steps(steps) => steps.max(1),
             // Nothing to step off.
             Point::Address(address) if is_barred(fd, memory)? => {
-                debug(fd, KVM_GUESTDBG_USE_HW_BP, Some(address))?;
+                debug(fd, KVM_GUESTDBG_USE_HW_BP, &[Some(address)])?;
                 0
             }
             Point::Address(_) => 1,
+            Point::Any { places, stay } if !stay && places.contains(&Some(rip(fd)?)) => 1,
+            Point::Any { places, .. } => {
+                if places.iter().any(Option::is_some) {
+                    debug(fd, KVM_GUESTDBG_USE_HW_BP, &places)?;
+                }
+                0
+            }
             Point::FirstUser => 0,
             Point::Debugger(stops) => {
                 let halted = is_halted(fd);
@@ -189,7 +216,7 @@ impl Way {
             }
         };
         if way.steps > 0 {
-            debug(fd, SINGLE_STEP, None)?;
+            debug(fd, SINGLE_STEP, &[])?;
         }
         Ok(Some(way))
     }
@@ -210,8 +237,8 @@ impl Way {
         match (self.stepping, self.point) {
             (true, _) if stepped => Ok(()),
             (false, _) => ways.await_entry(fd),
-            (_, Point::ToldCounted) => debug(fd, KVM_GUESTDBG_SINGLESTEP, None),
-            _ => debug(fd, SINGLE_STEP, None),
+            (_, Point::ToldCounted) => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
+            _ => debug(fd, SINGLE_STEP, &[]),
         }
     }
 
@@ -229,18 +256,47 @@ impl Way {
             }),
             Point::Steps(_) if self.steps == 0 => Ok(Progress::There),
             Point::Steps(_) if is_barred(fd, memory)? => Ok(Progress::Barred),
-            Point::Address(address) => {
-                let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
-                if regs.rip == address {
-                    return Ok(Progress::There);
-                }
-                debug(fd, KVM_GUESTDBG_USE_HW_BP, Some(address))?;
-                Ok(Progress::Further)
-            }
-            Point::Interrupt(_) | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
-                self.stepped(fd, memory)
-            }
+            Point::Address(address) => Self::come_to(fd, &[Some(address)]),
+            Point::Any { places, .. } => Self::come_to(fd, &places),
+            Point::Interrupt(_)
+            | Point::ToldCounted
+            | Point::Slice(_)
+            | Point::Marked(..)
+            | Point::Instructions { .. } => self.stepped(fd, memory),
             Point::Steps(_) | Point::FirstUser | Point::Told => Ok(Progress::Further),
+        }
+    }
+
+    fn come_to(fd: &VcpuFd, places: &[Option<u64>]) -> Result<Progress, Error> {
+        if places.contains(&Some(rip(fd)?)) {
+            return Ok(Progress::There);
+        }
+        debug(fd, KVM_GUESTDBG_USE_HW_BP, places)?;
+        Ok(Progress::Further)
+    }
+
+    /// The vCPU is to go on past the place that it has come to.
+    ///
+    /// # Errors
+    /// If the host cannot stop a guest.
+    pub fn step_off(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<(), Error> {
+        if self.ways.is_some() {
+            return self.go_on(fd, memory, rip(fd)?);
+        }
+        self.steps = 1;
+        debug(fd, SINGLE_STEP, &[])
+    }
+
+    /// Whether other vCPUs are on the same way.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.point, Point::Any { .. } | Point::Instructions { .. })
+    }
+
+    /// Instructions to go, if they are the point.
+    pub fn left(&self) -> Option<u32> {
+        match self.point {
+            Point::Instructions { count, .. } => Some(count.saturating_sub(self.counted as u32)),
+            _ => None,
         }
     }
 
@@ -271,6 +327,10 @@ impl Way {
                     || code(0) == HLT
                     || self.pauses == PAUSES
             }
+            Point::Instructions { count, places } => {
+                self.counted += 1;
+                self.counted >= count.into() || places.contains(&Some(regs.rip))
+            }
             Point::Interrupt(vector) => vector_of(fd, memory, &regs)? == Some(vector.into()),
             _ => {
                 self.counted += 1;
@@ -291,7 +351,7 @@ impl Way {
             Point::Told | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
                 event == Event::Told
             }
-            Point::Steps(_) | Point::Address(_) | Point::Interrupt(_) | Point::Debugger(_) => false,
+            _ => false,
         }
     }
 
@@ -330,15 +390,24 @@ fn vector_of(fd: &VcpuFd, memory: &Memory, regs: &kvm_regs) -> Result<Option<u64
     Ok(bytes.try_into().ok().map(u64::from_le_bytes))
 }
 
-fn debug(fd: &VcpuFd, how: u32, address: Option<u64>) -> Result<(), Error> {
-    const GLOBAL_0_ON_EXECUTION: u64 = 0x402;
+fn rip(fd: &VcpuFd) -> Result<u64, Error> {
+    let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
+    Ok(regs.rip)
+}
+
+fn debug(fd: &VcpuFd, how: u32, places: &[Option<u64>]) -> Result<(), Error> {
+    /// Bits of DR7 (SDM vol. 3, 17.2.4): always set; the first breakpoint is on, in all tasks.
+    const ALWAYS: u64 = 0x400;
+    const GLOBAL: u64 = 2;
     let mut debug = kvm_guest_debug {
         control: KVM_GUESTDBG_ENABLE | how,
         ..Default::default()
     };
-    if let Some(address) = address {
-        debug.arch.debugreg[0] = address;
-        debug.arch.debugreg[7] = GLOBAL_0_ON_EXECUTION;
+    for (n, place) in places.iter().enumerate() {
+        if let Some(address) = place {
+            debug.arch.debugreg[n] = *address;
+            debug.arch.debugreg[7] |= ALWAYS | GLOBAL << (2 * n);
+        }
     }
     fd.set_guest_debug(&debug)
         .map_err(Error::kvm("stopping the guest at a point"))

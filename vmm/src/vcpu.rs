@@ -20,7 +20,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,9 +28,10 @@ use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use tokio::sync::mpsc::UnboundedSender;
 
-use fluke_abi::port::Event;
+use fluke_abi::port::{Event, PROBE};
 
 use crate::bus::{Bus, Signal};
+use crate::condition::watch::{Verdict, Watch};
 use crate::count::{Counter, SharedCounts, Ways};
 use crate::crash::{self, Crash};
 use crate::devices::Devices;
@@ -130,6 +131,8 @@ pub enum PauseReason {
     Barred,
     /// It stopped for a debugger; with the value of DR6.
     Hit(u64),
+    /// It came to a probe point or place when another vCPU had, and will come there again.
+    Again,
 }
 
 /// Registers of a paused vCPU.
@@ -164,6 +167,8 @@ pub struct Context {
     pub counters: Arc<VcpuCounters>,
     /// The MSRs that KVM lists.
     pub msrs: Arc<[u32]>,
+    /// What to pause for when it is come to.
+    pub watch: Arc<Mutex<Watch>>,
     /// Where to count the kernel's instructions, if that is wanted.
     pub counts: Option<SharedCounts>,
     /// Where reports go.
@@ -273,7 +278,8 @@ enum Exit {
     /// With DR6.
     Debug(u64),
     Pio,
-    Mmio(u64, bool),
+    Read(u64),
+    Write(u64, Vec<u8>),
     Shutdown,
     InternalError,
     FailedEntry(u64),
@@ -403,6 +409,9 @@ impl Runner {
     fn running(&mut self) -> State {
         let state = self.run();
         if let Some(way) = self.way.take() {
+            if let Some(left) = way.left() {
+                self.watch().instructions = left;
+            }
             way.end(&self.fd);
         }
         state
@@ -430,9 +439,7 @@ impl Runner {
                     Command::Registers
                     | Command::SetRegisters(_)
                     | Command::Save
-                    | Command::Restore(_) => {
-                        self.report(Report::Refused);
-                    }
+                    | Command::Restore(_) => self.report(Report::Refused),
                     Command::Pause => return self.pause(access_pending, PauseReason::Command),
                 }
             }
@@ -444,6 +451,9 @@ impl Runner {
         if access_pending && let Some(reason) = self.complete_access() {
             return State::Finished(reason);
         }
+        if access_pending && why == PauseReason::Again && !self.take_back_probe() {
+            return State::Finished(self.failed("its registers cannot be changed".into(), None));
+        }
         if let Some(way) = &self.way {
             let counters = &self.context.counters;
             counters.instructions.store(way.counted, Ordering::Relaxed);
@@ -454,6 +464,31 @@ impl Runner {
             _ => Report::Paused(why),
         });
         State::Paused(why)
+    }
+
+    /// Puts the vCPU back before the `out dx, eax` of a probe point, which has no effect in the guest.
+    fn take_back_probe(&self) -> bool {
+        const OUT_BYTES: u64 = 1;
+        let Ok(mut regs) = self.fd.get_regs() else {
+            return false;
+        };
+        regs.rip -= OUT_BYTES;
+        self.fd.set_regs(&regs).is_ok()
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        let watch = self.context.watch.lock();
+        watch.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a verdict means for a vCPU with an access pending or not.
+    fn left(access_pending: bool, verdict: Verdict) -> Left {
+        match verdict {
+            Verdict::Further if access_pending => Left::Access,
+            Verdict::Further => Left::Stepped,
+            Verdict::Pause => Left::Point(access_pending, PauseReason::Point),
+            Verdict::Again => Left::Point(access_pending, PauseReason::Again),
+        }
     }
 
     /// Lets KVM complete an access: its effect on registers is only seen after the next entry,
@@ -490,9 +525,9 @@ impl Runner {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Exit::Pio,
             Ok(VcpuExit::MmioRead(address, data)) => {
                 data.fill(0xff);
-                Exit::Mmio(address, false)
+                Exit::Read(address)
             }
-            Ok(VcpuExit::MmioWrite(address, _)) => Exit::Mmio(address, true),
+            Ok(VcpuExit::MmioWrite(address, data)) => Exit::Write(address, data.into()),
             Ok(VcpuExit::Debug(debug)) => Exit::Debug(debug.dr6),
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
             Ok(VcpuExit::InternalError) => Exit::InternalError,
@@ -511,6 +546,7 @@ impl Runner {
             },
         };
         match exit {
+            Exit::Pio if self.is_probe() => self.probe(),
             Exit::Pio => self.pio(),
             Exit::Debug(dr6) => {
                 if let Some(counter) = &mut self.counter {
@@ -518,16 +554,24 @@ impl Runner {
                 }
                 let memory = &self.context.memory;
                 match self.way.as_mut().map(|way| way.stopped(&self.fd, memory)) {
-                    Some(Ok(Progress::There)) => Left::Point(false, PauseReason::Point),
+                    Some(Ok(Progress::There)) => self.at_point(),
                     Some(Ok(Progress::Hit)) => Left::Point(false, PauseReason::Hit(dr6)),
                     Some(Ok(Progress::Barred)) => Left::Point(false, PauseReason::Barred),
                     Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
                     _ => Left::Stepped,
                 }
             }
-            Exit::Mmio(address, write) => {
+            // Only a page that is watched can be written to here.
+            Exit::Write(address, data) if self.context.memory.write(address, &data).is_ok() => {
+                let verdict = self.watch().write(self.context.id, address, data.len());
+                Self::left(true, verdict)
+            }
+            Exit::Read(address) | Exit::Write(address, _) => {
                 self.context.counters.count(Cause::Mmio);
-                let what = if write { "wrote to" } else { "read from" };
+                let what = match exit {
+                    Exit::Read(_) => "read from",
+                    _ => "wrote to",
+                };
                 let crash = self.crash();
                 Left::Stop(self.failed(
                     format!(
@@ -559,6 +603,42 @@ impl Runner {
                 Left::Stop(self.failed(why, Some(self.crash())))
             }
         }
+    }
+
+    fn is_probe(&mut self) -> bool {
+        let pio = exit::pio(&mut self.fd);
+        pio.write && pio.port == PROBE
+    }
+
+    fn probe(&mut self) -> Left {
+        self.context.counters.count(Cause::PioWrite);
+        match self.fd.get_regs() {
+            Ok(regs) => Self::left(true, self.watch().probe(self.context.id, &regs)),
+            Err(error) => Left::Stop(self.failed(format!("reading registers: {error}"), None)),
+        }
+    }
+
+    /// At the end of the way: whether to pause is for others to say, if others may be there too.
+    fn at_point(&mut self) -> Left {
+        let Some(way) = self.way.as_mut().filter(|way| way.is_shared()) else {
+            return Left::Point(false, PauseReason::Point);
+        };
+        let Ok(regs) = self.fd.get_regs() else {
+            return Left::Point(false, PauseReason::Point);
+        };
+        let watch = self.context.watch.lock();
+        let mut watch = watch.unwrap_or_else(PoisonError::into_inner);
+        let verdict = match way.left() {
+            Some(0) => watch.counted(self.context.id, regs.rip),
+            _ => watch.place(self.context.id, regs.rip),
+        };
+        drop(watch);
+        if verdict == Verdict::Further
+            && let Err(error) = way.step_off(&self.fd, &self.context.memory)
+        {
+            return Left::Stop(self.failed(error.to_string(), None));
+        }
+        Self::left(false, verdict)
     }
 
     fn pio(&mut self) -> Left {

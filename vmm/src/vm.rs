@@ -21,6 +21,8 @@ use fluke_abi::port::DOORBELL_VECTOR;
 
 use crate::boot::{self, Entrance, FlukeGuest, MachineInfo};
 use crate::bus::Bus;
+use crate::condition::pages::Parts;
+use crate::condition::watch::Watch;
 use crate::config::{
     Configuration, ConsoleSink, Guest, MEMORY_MAX, MEMORY_MIN, Preempt, Size, VmConfig,
 };
@@ -56,6 +58,8 @@ pub struct Vm {
     store: Option<Arc<Mutex<Store>>>,
     console: ConsoleSink,
     pub(crate) control: Control,
+    pub(crate) watch: Arc<Mutex<Watch>>,
+    pub(crate) parts: Parts,
     pub(crate) counts: Option<SharedCounts>,
     created: Instant,
     pub(crate) running: bool,
@@ -170,6 +174,7 @@ impl Vm {
         let bus = Arc::new(bus);
         let (reports, inbox) = unbounded_channel();
         let counts = config.count.then(SharedCounts::default);
+        let watch: Arc<Mutex<Watch>> = Arc::default();
         let mut vcpus = Vec::new();
         let mut counters = Vec::new();
         for (id, vcpu) in (0..).zip(fds) {
@@ -196,6 +201,7 @@ impl Vm {
                 image: image.clone(),
                 counters: counter,
                 msrs: msrs.clone(),
+                watch: watch.clone(),
                 counts: counts.clone(),
                 reports: reports.clone(),
             };
@@ -213,6 +219,8 @@ impl Vm {
             store,
             control: Control::new(&config, inbox)?,
             console: config.console,
+            watch,
+            parts: Parts::default(),
             counts,
             created,
             running: false,
@@ -243,6 +251,7 @@ impl Vm {
 
     /// Lets all vCPUs run.
     pub fn resume(&mut self) {
+        self.forget_calls();
         self.control.start();
         self.running = true;
         self.send(&Command::Run);
@@ -281,6 +290,7 @@ impl Vm {
     /// The reason, if the machine stopped for good instead.
     pub fn run_to(&mut self, vcpu: u32, point: Point, limit: Duration) -> Result<bool, StopReason> {
         self.control.start();
+        self.forget_calls();
         if let Some(vcpu) = self.vcpus.get(vcpu as usize) {
             vcpu.send(Command::RunTo(point));
         }
@@ -304,6 +314,14 @@ impl Vm {
     /// # Errors
     /// The reason, if the machine stopped for good instead.
     pub fn pause(&mut self) -> Result<(), StopReason> {
+        self.pause_all(|_, _| {})
+    }
+
+    /// As [`Vm::pause`]; `seen` sees each vCPU's report that it does not run any more.
+    pub(crate) fn pause_all(
+        &mut self,
+        mut seen: impl FnMut(u32, &Report),
+    ) -> Result<(), StopReason> {
         self.running = false;
         self.send(&Command::Pause);
         let all = 0..self.vcpus.len() as u32;
@@ -312,7 +330,10 @@ impl Vm {
             .collect();
         while !running.is_empty() {
             match self.next_report() {
-                Some((id, report)) if report.settles() => drop(running.remove(&id)),
+                Some((id, report)) if report.settles() => {
+                    seen(id, &report);
+                    running.remove(&id);
+                }
                 Some(_) => {}
                 None => break,
             }
@@ -403,7 +424,7 @@ impl Vm {
         Ok(())
     }
 
-    fn look<T>(
+    pub(crate) fn look<T>(
         &mut self,
         look: impl FnOnce(&Machine<'_>) -> inspect::Result<T>,
     ) -> inspect::Result<T> {
@@ -449,7 +470,7 @@ impl Vm {
     }
 
     /// Waits for a report; none if no vCPU is left to make one.
-    fn next_report(&mut self) -> Option<(u32, Report)> {
+    pub(crate) fn next_report(&mut self) -> Option<(u32, Report)> {
         loop {
             match self.control.next_report(KICK_AGAIN) {
                 Ok(report) => return report,

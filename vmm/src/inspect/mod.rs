@@ -4,6 +4,7 @@
 //! read right, and one that lacks what is looked for is refused. [`look`] gives a [`View`] of a
 //! [`Machine`]: one that is paused, or one that only exists as its memory and registers.
 
+pub mod brief;
 pub mod code;
 mod cpus;
 mod frames;

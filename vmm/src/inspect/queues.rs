@@ -122,5 +122,5 @@ fn text(queues: &Queues) -> String {
     if rows.row_iter().len() == 0 {
         return text + "No thread is ready, asleep by the clock, or wants the kernel.\n";
     }
-    text + &trimmed(&rows)
+    text + trimmed(&rows).as_str()
 }

@@ -298,7 +298,7 @@ impl Mapping {
             );
         }
         match (self.physical, &self.end) {
-            (Some(physical), _) => text + &format!("physical {physical:#x}"),
+            (Some(physical), _) => format!("{text}physical {physical:#x}"),
             (None, end) => text + end.as_deref().unwrap_or("nothing"),
         }
     }

@@ -180,6 +180,7 @@ impl Vm {
         }
         // One that has stopped does not run either.
         let _ = self.pause();
+        self.forget_calls();
         self.memory_log.thaw(&self.fd, &self.memory, &to.memory)?;
         // While the vCPUs take their state, the rest of the machine is put back.
         self.send(&Command::Restore(Arc::new(Restored {
