@@ -25,6 +25,7 @@ use crate::gdb::{self, address::Address};
 use crate::image;
 use crate::inspect::{Report, View};
 use crate::remote::{self, Answer, Request, client};
+use crate::script;
 use crate::snapshot::disk;
 use crate::snapshot::plan::SavePlan;
 use crate::stats::{self, VcpuStats};
@@ -90,6 +91,8 @@ enum Commands {
         #[arg(long)]
         json: bool,
     },
+    /// Run scripts that pause a machine and look into it; the exit status is 0 if all passed.
+    Test(script::TestArgs),
     /// List the entry points of the kernel, and count them against the paper's.
     Api {
         /// Print one JSON object.
@@ -229,6 +232,7 @@ pub fn main() -> ExitCode {
             json,
         } => inspect(&machine, view, json),
         Commands::Ps { json } => status(ps(json)),
+        Commands::Test(args) => ended(script::main(&args)),
         Commands::Api { json } => status(api(json)),
         Commands::Verify(args) => ended(verify::command::command(&args)),
         Commands::Doctor { json } => status(doctor(json)),

@@ -3,6 +3,7 @@
 //! [`vm::Vm`] is a machine, [`config::VmConfig`] what it is made of, [`stop::StopReason`] why it
 //! stopped. The command `flukevm` is [`cli`].
 
+pub mod alter;
 pub mod api;
 pub mod boot;
 pub mod bus;
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod paging;
 pub mod point;
 pub mod remote;
+pub mod script;
 pub mod snapshot;
 pub mod stats;
 pub mod stop;
