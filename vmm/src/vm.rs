@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::SignalKind;
@@ -411,17 +410,7 @@ impl Vm {
     /// # Errors
     /// If KVM refuses.
     pub fn ring(&self, vcpu: u32) -> Result<(), Error> {
-        // To that APIC, fixed, edge-triggered (SDM vol. 3, 11.11).
-        let message = kvm_msi {
-            address_lo: 0xfee0_0000 | (vcpu & 0xff) << 12,
-            address_hi: vcpu & !0xff,
-            data: DOORBELL_VECTOR.into(),
-            ..Default::default()
-        };
-        self.fd
-            .signal_msi(message)
-            .map_err(Error::kvm("ringing the doorbell"))?;
-        Ok(())
+        self.inject(vcpu, DOORBELL_VECTOR)
     }
 
     pub(crate) fn look<T>(

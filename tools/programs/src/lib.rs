@@ -11,6 +11,7 @@
 //! | [`colony`] | sleeps in every kind of call, asks for a checkpoint, and goes on |
 //! | [`audit`] | plays a scene, and takes a thread apart when the host rings |
 //! | [`calls`] | short calls, to count their instructions |
+//! | [`scene`] | one call that can sleep, and what makes it end, for scripts |
 //! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`faults`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
 
@@ -32,6 +33,7 @@ pub mod panics;
 pub mod preempt;
 pub mod resume;
 pub mod root;
+pub mod scene;
 pub mod schedulers;
 pub mod sha256tree;
 pub mod spin;

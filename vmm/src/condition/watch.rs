@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn writes_meet_ranges_by_any_byte() {
         let mut condition = armed(Probe::Commit, None, 1);
-        condition.target = Target::Write(vec![0x1000..0x1008]);
+        condition.target = Target::Write(std::iter::once(0x1000..0x1008).collect());
         let sees = |pa, size| watch(vec![condition.clone()]).write(0, pa, size) == Verdict::Pause;
         assert!(sees(0xfff, 2) && sees(0x1007, 1) && sees(0xf00, 0x1000));
         assert!(!sees(0xfff, 1) && !sees(0x1008, 8));

@@ -6,9 +6,8 @@ use fluke_abi::layout::GATE;
 use fluke_abi::probe;
 
 use super::kernel::Kernel;
-use super::types::Types;
 use super::value::{Guest, physical};
-use super::{Error, Machine, Result};
+use super::{Error, Machine, Result, layouts};
 
 /// A thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +55,9 @@ pub fn named(word: u64, rip: u64) -> Option<Entry> {
 /// # Errors
 /// If the image cannot be read, or the kernel's state is broken.
 pub fn brief(machine: &Machine<'_>) -> Result<Brief> {
-    let types = Types::new(machine.image)?;
+    let types = layouts(machine.image)?;
     let guest = Guest {
-        types: &types,
+        types: &*types,
         memory: machine.memory,
     };
     let kernel = match Kernel::new(&guest) {
@@ -98,9 +97,9 @@ pub fn brief(machine: &Machine<'_>) -> Result<Brief> {
 /// # Errors
 /// If the image has none.
 pub fn armed(machine: &Machine<'_>) -> Result<u64> {
-    let types = Types::new(machine.image)?;
+    let types = layouts(machine.image)?;
     let guest = Guest {
-        types: &types,
+        types: &*types,
         memory: machine.memory,
     };
     let address = guest.find_static(probe::ARMED)?.address;
@@ -112,9 +111,9 @@ pub fn armed(machine: &Machine<'_>) -> Result<u64> {
 /// # Errors
 /// If there is no such thread or register.
 pub fn register(machine: &Machine<'_>, thread: u64, name: &str) -> Result<u64> {
-    let types = Types::new(machine.image)?;
+    let types = layouts(machine.image)?;
     let guest = Guest {
-        types: &types,
+        types: &*types,
         memory: machine.memory,
     };
     let kernel = Kernel::new(&guest)?;

@@ -18,16 +18,22 @@ mod threads;
 pub mod types;
 pub mod value;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::rc::Rc;
+
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 use crate::crash::Symbols;
 use crate::error::{STATUS_FAILURE, STATUS_MISUSE};
+use crate::image::{build_id, kernel_of_build};
 use crate::paging::Physical;
 use crate::vcpu::Registers;
 
 use kernel::Kernel;
-use types::Types;
+use types::{Layouts, Types};
 use value::Guest;
 
 /// Why something cannot be shown.
@@ -166,9 +172,9 @@ pub fn look(machine: &Machine<'_>, view: &View) -> Result<Report> {
         View::Code { at } => return code::listing(machine, *at),
         _ => {}
     }
-    let types = Types::new(machine.image)?;
+    let types = layouts(machine.image)?;
     let guest = Guest {
-        types: &types,
+        types: &*types,
         memory: machine.memory,
     };
     let kernel = Kernel::new(&guest)?;
@@ -195,12 +201,30 @@ pub fn look(machine: &Machine<'_>, view: &View) -> Result<Report> {
 /// # Errors
 /// As [`look`].
 pub fn on_cpu(machine: &Machine<'_>, number: u32) -> Result<String> {
-    let types = Types::new(machine.image)?;
+    let types = layouts(machine.image)?;
     let guest = Guest {
-        types: &types,
+        types: &*types,
         memory: machine.memory,
     };
     threads::on_cpu(&Kernel::new(&guest)?, machine, number)
+}
+
+/// What the types of a kernel are. Those of the kernels that are built in are read once in each thread.
+fn layouts(image: &[u8]) -> Result<Rc<dyn Layouts + '_>> {
+    thread_local! {
+        static READ: RefCell<HashMap<*const u8, Rc<Types<'static>>>> = RefCell::default();
+    }
+    let built_in = build_id(image).and_then(|id| kernel_of_build(&id));
+    let Some(built_in) = built_in else {
+        return Ok(Rc::new(Types::new(image)?));
+    };
+    READ.with_borrow_mut(|read| {
+        let types = match read.entry(built_in.as_ptr()) {
+            Entry::Occupied(types) => types.get().clone(),
+            Entry::Vacant(place) => place.insert(Rc::new(Types::new(built_in)?)).clone(),
+        };
+        Ok(types as Rc<dyn Layouts>)
+    })
 }
 
 impl Machine<'_> {

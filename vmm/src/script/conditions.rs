@@ -44,7 +44,7 @@ pub fn register(engine: &mut Engine) {
             Condition::write(space as u64, address as u64, size as u64)
         })
         .register_fn(
-            "call",
+            "in_call",
             |condition: Condition, name: &str| -> Fallible<Condition> {
                 Ok(condition.call(entry(name)?))
             },

@@ -51,14 +51,15 @@ struct Message {
 }
 
 /// A message's memory that is always there.
-struct Plain {
+pub struct Plain {
     words: [AtomicU64; WORDS],
     refs: [Ref; REFS],
     table: [u64; REFS],
 }
 
 impl Plain {
-    fn new() -> Result<&'static mut Self, Status> {
+    /// Zeros, and null references.
+    pub fn new() -> Result<&'static mut Self, Status> {
         let plain = Box::leak(Box::new(Self {
             words: [const { AtomicU64::new(0) }; WORDS],
             refs: Default::default(),
@@ -85,7 +86,7 @@ fn receives(row: &Row) -> bool {
 }
 
 /// What a caller does before a call of an entry point, and what its partner does for it.
-fn scene(entry: Entry) -> (&'static [Entry], &'static [Entry]) {
+pub fn scene(entry: Entry) -> (&'static [Entry], &'static [Entry]) {
     use Entry::*;
     match entry {
         ipc_call => (&[], &ANSWERS),
@@ -149,7 +150,6 @@ struct Bench {
     sent: &'static Plain,
     received: &'static Plain,
     before: &'static Plain,
-    link: Ref,
     /// Where both threads wait until all is prepared.
     gates: [&'static Mutex; 2],
 }
@@ -165,7 +165,6 @@ impl Bench {
             to_port: Ref::to(port)?,
             targets: [target()?, target()?, target()?, target()?],
             nothing: Ref::alloc()?,
-            link: Ref::new(),
             sent: Plain::new()?,
             received: Plain::new()?,
             before: Plain::new()?,
@@ -318,42 +317,6 @@ impl Bench {
         dest.into_iter().chain(send).chain(receive)
     }
 
-    /// Makes the two threads a connection, if the call needs one, while they wait at their gates.
-    fn connect(&self, row: &Row, subject: &Caller, partner: &Caller) -> Result<(), Status> {
-        let Some((client, sender)) = connection(row) else {
-            return Ok(());
-        };
-        for (caller, other, client, sender) in [
-            (subject, partner, client, sender),
-            (partner, subject, !client, !sender),
-        ] {
-            let mut state = caller.thread().state(None);
-            state.flags &= !ThreadFlags::STOPPED.bits();
-            state.server_pset = self.pset.handle() as u64;
-            if sender {
-                state.flags |= match client {
-                    true => ThreadFlags::CLIENT_SENDER,
-                    false => ThreadFlags::SERVER_SENDER,
-                }
-                .bits();
-            }
-            self.link.create()?;
-            other.thread().point(&self.link);
-            let (as_server, as_client) = match client {
-                true => (None, Some(&self.link)),
-                false => (Some(&self.link), None),
-            };
-            // SAFETY: the state is the thread's own.
-            unsafe {
-                caller
-                    .thread()
-                    .set_state(Some(&state), None, as_server, as_client);
-            };
-            self.link.destroy();
-        }
-        Ok(())
-    }
-
     /// Makes a call of an entry point, with a fault on all that it uses, in one order of the two threads or
     /// the other.
     fn run(
@@ -409,7 +372,7 @@ impl Bench {
         calls.extend(plain_calls(other, self.received));
         let partner = Caller::with(resume::install, calls)?;
         let at_gates = subject.asleep_in(Entry::mutex_lock) && partner.asleep_in(Entry::mutex_lock);
-        self.connect(row, &subject, &partner)?;
+        connect(row, &subject, &partner, self.pset)?;
         let order = if subject_first { [0, 1] } else { [1, 0] };
         let caller = [&subject, &partner][order[0]];
         self.gates[order[0]].unlock();
@@ -433,21 +396,15 @@ impl Bench {
         if other.len() < ANSWERS.len() {
             end[1] = partner.end();
         }
-        // Reliable messages leave their receivers full.
-        let reliable = has(row, &["connect", "client", "server", "wait"]);
-        let full = |row: &Row| match reliable && receives(row) && !has(row, &["call"]) {
-            true => End::Status(Status::RecvMoreData),
-            false => End::Status(Status::Success),
-        };
         checks.that(at_gates && slept, format_args!("{}", what("order")));
         checks.that(
-            end[0] == full(row),
+            end[0] == end_of(row, row),
             format_args!("{}: {:?}", what("end"), end[0]),
         );
         if other.len() < ANSWERS.len() {
             let last = other[other.len() - 1].row();
             checks.that(
-                end[1] == full(last),
+                end[1] == end_of(row, last),
                 format_args!("{}: {:?}", what("partner's end"), end[1]),
             );
         }
@@ -479,6 +436,53 @@ impl Bench {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes the two threads, which sleep, a connection, if the first is to make a call that needs one.
+pub fn connect(row: &Row, subject: &Caller, partner: &Caller, pset: &Pset) -> Result<(), Status> {
+    let Some((client, sender)) = connection(row) else {
+        return Ok(());
+    };
+    let link = Ref::new();
+    for (caller, other, client, sender) in [
+        (subject, partner, client, sender),
+        (partner, subject, !client, !sender),
+    ] {
+        let mut state = caller.thread().state(None);
+        state.flags &= !ThreadFlags::STOPPED.bits();
+        state.server_pset = pset.handle() as u64;
+        if sender {
+            state.flags |= match client {
+                true => ThreadFlags::CLIENT_SENDER,
+                false => ThreadFlags::SERVER_SENDER,
+            }
+            .bits();
+        }
+        link.create()?;
+        other.thread().point(&link);
+        let (as_server, as_client) = match client {
+            true => (None, Some(&link)),
+            false => (Some(&link), None),
+        };
+        // SAFETY: the state is the thread's own.
+        unsafe {
+            caller
+                .thread()
+                .set_state(Some(&state), None, as_server, as_client);
+        };
+        link.destroy();
+    }
+    Ok(())
+}
+
+/// How the last call of a subject or its partner ends in the [`scene`] of an entry point. Reliable messages
+/// leave their receivers full.
+pub fn end_of(subject: &Row, row: &Row) -> End {
+    let reliable = has(subject, &["connect", "client", "server", "wait"]);
+    match reliable && receives(row) && !has(row, &["call"]) {
+        true => End::Status(Status::RecvMoreData),
+        false => End::Status(Status::Success),
     }
 }
 
@@ -517,8 +521,8 @@ pub fn test(pages: &'static Pages, fault: Fault, checks: &mut Checks) -> Result<
     Ok(())
 }
 
-/// A call with plain memory.
-fn plain_call(entry: Entry, to: u64, sent: &Plain, received: &Plain) -> Call {
+/// A call with plain memory; `to` is what it names.
+pub fn plain_call(entry: Entry, to: u64, sent: &Plain, received: &Plain) -> Call {
     let row = entry.row();
     let [mut send, mut receive] = [sent, received].map(|plain| {
         (

@@ -2,7 +2,7 @@
 //! interruption at every wait: calls must end as if nothing had happened.
 
 mod held;
-mod messages;
+pub mod messages;
 pub mod pages;
 mod table;
 mod waits;
