@@ -49,7 +49,7 @@ pub enum Point {
     Told,
     /// The same. On the way all instructions at CPL 0 are executed one by one, with interrupts, and counted.
     ToldCounted,
-    /// When an interrupt of that vector is taken.
+    /// When an interrupt of that vector is taken, or a program tells of something.
     Interrupt(u8),
     /// At the end of a [`Slice`].
     Slice(Slice),
@@ -233,7 +233,10 @@ impl Way {
             || memory
                 .get(rip - KERNEL_IMAGE)
                 .is_ok_and(|code: u8| code == HLT);
-        self.stepping = !leaves && !matches!(self.point, Point::Interrupt(_));
+        // One step leaves a breakpoint.
+        let rests =
+            matches!(self.point, Point::Interrupt(_)) && rip != ways.trap && rip != ways.syscall;
+        self.stepping = !leaves && !rests;
         match (self.stepping, self.point) {
             (true, _) if stepped => Ok(()),
             (false, _) => ways.await_entry(fd),
@@ -348,9 +351,11 @@ impl Way {
     pub fn ends_at(&self, event: Event) -> bool {
         match self.point {
             Point::FirstUser => event == Event::FirstUser,
-            Point::Told | Point::ToldCounted | Point::Slice(_) | Point::Marked(..) => {
-                event == Event::Told
-            }
+            Point::Told
+            | Point::ToldCounted
+            | Point::Interrupt(_)
+            | Point::Slice(_)
+            | Point::Marked(..) => event == Event::Told,
             _ => false,
         }
     }

@@ -30,7 +30,7 @@ use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 use crate::vm::Vm;
 
-use super::interleave::{Ended, Interleaving};
+use super::interleave::{Ended, Interleaving, tells};
 
 /// The program that plays the scenes.
 pub const PROGRAM: &str = "audit";
@@ -370,15 +370,18 @@ impl Explorer {
         let doorbell = Point::Interrupt(DOORBELL_VECTOR);
         // Where the machine may be in a state that it was in before: at the interrupt, and once the target's
         // state has been taken, with nothing on its kernel stack.
-        let mut state = None;
+        let (mut end, mut state) = (None, None);
         let mut machine = Vec::new();
         if !play {
             for to in [doorbell, Point::Told] {
                 if !matches!(self.vm.run_to(0, to, PATIENCE), Ok(true)) {
                     break;
                 }
-                if to == Point::Told {
-                    self.heard(0, &mut state);
+                if tells(&mut self.vm, 0) {
+                    end = self.heard(0, &mut state);
+                }
+                if end.is_some() {
+                    break;
                 }
                 let digest = self.digest(to == Point::Told)?;
                 if let Some(divergence) = self.played.get(&digest) {
@@ -394,8 +397,14 @@ impl Explorer {
                 machine.push(digest);
             }
         }
-        let (end, taken) = self.end();
-        let state = state.or(taken);
+        let end = match end {
+            Some(end) => end,
+            None => {
+                let (end, taken) = self.end();
+                state = state.or(taken);
+                end
+            }
+        };
         let what = self.judge(end, state.as_ref());
         let number = what.as_ref().map(|_| findings.diverged.len());
         self.played

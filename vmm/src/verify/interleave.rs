@@ -115,13 +115,11 @@ impl Interleaving {
                 0 => idles += 1,
                 _ => idle = Instant::now(),
             }
-            let (code, rax) = stands(vm, vcpu);
-            match code {
+            match stands(vm, vcpu).0 {
                 [_, HLT] => self.halted.insert(vcpu),
                 _ => self.halted.remove(&vcpu),
             };
-            // Behind the instruction by which the kernel passes on what a program tells.
-            if came && code[0] == OUT && rax as u32 == Event::Told as u32 {
+            if came && tells(vm, vcpu) {
                 return Ended::Told(vcpu);
             }
             if self.marked == marked {
@@ -143,6 +141,12 @@ impl Interleaving {
         self.order.retain(|&other| other != vcpu);
         self.order.push(vcpu);
     }
+}
+
+/// Whether a vCPU stands behind the instruction by which the kernel passes on what a program tells.
+pub fn tells(vm: &mut Vm, vcpu: u32) -> bool {
+    let (code, rax) = stands(vm, vcpu);
+    code[0] == OUT && rax as u32 == Event::Told as u32
 }
 
 /// The last byte of kernel code before where a vCPU stands, and the first from there; and its `rax`.

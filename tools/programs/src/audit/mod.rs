@@ -79,7 +79,8 @@ unsafe extern "C" fn play(player: *const Player) -> ! {
     let mut next = 0;
     loop {
         while let Some(&(word, registers)) = calls.get(next) {
-            let mark = if *marked == Some(next) { MARK } else { 0 };
+            // Not a constant, which the compiler could come to have in `rbp` elsewhere.
+            let mark = core::hint::black_box(if *marked == Some(next) { MARK } else { 0 });
             // SAFETY: whatever the registers point to is leaked.
             let result = unsafe { handler::call_marked(word.0, registers, mark) };
             if *after == After::Done {
