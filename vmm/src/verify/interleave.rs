@@ -119,7 +119,8 @@ impl Interleaving {
                 [_, HLT] => self.halted.insert(vcpu),
                 _ => self.halted.remove(&vcpu),
             };
-            if came && tells(vm, vcpu) {
+            // It may have come there when its time was up.
+            if (came || steps > 0) && tells(vm, vcpu) {
                 return Ended::Told(vcpu);
             }
             if self.marked == marked {
