@@ -215,6 +215,8 @@ fn layouts(image: &[u8]) -> Result<Rc<dyn Layouts + '_>> {
         static READ: RefCell<HashMap<*const u8, Rc<Types<'static>>>> = RefCell::default();
     }
     let built_in = build_id(image).and_then(|id| kernel_of_build(&id));
+    // Somebody may have changed it, and kept its id.
+    let built_in = built_in.filter(|&built_in| built_in == image);
     let Some(built_in) = built_in else {
         return Ok(Rc::new(Types::new(image)?));
     };
