@@ -69,7 +69,7 @@ fn build() -> Result<(), Failure> {
     println!("cargo::rerun-if-env-changed=FLUKEVM_GUESTS");
 
     fs::write(out.join("fluke.h"), header::generate()).map_err(Failure::io("fluke.h"))?;
-    let (mut kernels, mut programs) = (Vec::new(), Vec::new());
+    let (mut kernels, mut mutants, mut programs) = (Vec::new(), Vec::new(), Vec::new());
     if env::var("FLUKEVM_GUESTS").as_deref() == Ok("skip") {
         println!("cargo::warning=FLUKEVM_GUESTS=skip: no guest image is embedded");
     } else {
@@ -82,12 +82,25 @@ fn build() -> Result<(), Failure> {
             let image = guest.kernel(name, &format!("image,{features}{checks}"))?;
             kernels.push((name.to_string(), image));
         }
+        for (name, features) in KERNELS {
+            if env::var_os("CARGO_FEATURE_MUTANTS").is_some() {
+                let image = format!("{name}-mutants");
+                let image = guest.kernel(&image, &format!("image,{features},mutants"))?;
+                mutants.push((name.to_string(), image));
+            }
+        }
         programs = guest.rust_programs(&PROGRAMS)?;
         programs.extend(guest.c_programs()?);
         programs.sort();
     }
     let mut list = String::new();
     table(&mut list, "KERNELS", "Kernel images by name.", &kernels);
+    table(
+        &mut list,
+        "MUTANTS",
+        "The same with bugs to choose from.",
+        &mutants,
+    );
     table(&mut list, "PROGRAMS", "Guest programs by name.", &programs);
     fs::write(out.join("images.rs"), list).map_err(Failure::io("images.rs"))
 }

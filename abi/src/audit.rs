@@ -11,6 +11,12 @@ pub const TARGET_HASH: u64 = u64::from_le_bytes(*b"FLUKETGT");
 /// What `rbp` is in the call that is looked at, and in no other: no call uses it.
 pub const MARK: u64 = u64::from_le_bytes(*b"FLUKEMRK");
 
+/// Result of a call that raised an exception: this, its code from bit 32 on, and the subcode.
+pub const RAISED: u64 = 0xbad0 << 48;
+
+/// Result of a call that has lost registers of its caller's.
+pub const LOST: u64 = 0xbad1 << 48;
+
 /// Calls whose results are kept, of each thread.
 pub const RESULTS_MAX: usize = 16;
 

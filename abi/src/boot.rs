@@ -117,6 +117,8 @@ pub struct BootInfo {
     /// The root space's memory: program, stack, [`RootInfo`], the object page, modules, and all
     /// remaining memory at [`crate::layout::ROOT_MEMORY`].
     pub segments: [Segment; SEGMENTS_MAX],
+    /// [`crate::mutant::Mutant`] number, for kernels that have such bugs.
+    pub mutant: u64,
 }
 
 const _: () = assert!(size_of::<BootInfo>() <= 4096);

@@ -29,6 +29,7 @@ pub mod entry;
 pub mod error;
 pub mod ipc;
 pub mod layout;
+pub mod mutant;
 pub mod object;
 pub mod port;
 pub mod probe;

@@ -27,6 +27,7 @@ use crate::kernel::Kernel;
 use crate::lock::{self, held_scheduler, scheduler};
 use crate::mm::Fault;
 use crate::model;
+use crate::mutant::mutant;
 use crate::probe::probe;
 use crate::sched::{Scheduler, count};
 use crate::thread::{Run, Thread};
@@ -138,7 +139,9 @@ pub fn park(call: &mut Call) {
         Run::Scheduled => held.make_way(entity),
         Run::Waiting(_) | Run::Stopped => held.block(entity),
     }
-    lock::release_kernel_in(&mut held, entity);
+    if !mutant!(kernel_mutex_kept) {
+        lock::release_kernel_in(&mut held, entity);
+    }
     if run == Run::Stopped {
         // SAFETY: whoever lets the thread run again lets it begin from its registers.
         unsafe { on_cpu_stack(schedule) }
@@ -249,6 +252,7 @@ pub mod start {
     use crate::arch::cpu::Cpu;
     use crate::arch::entry;
     use crate::kernel::Kernel;
+    use crate::mutant;
 
     /// Bytes at the top of a CPU's stack that faults use which must not use the current stack.
     const IST_BYTES: u64 = 2048;
@@ -297,6 +301,7 @@ pub mod start {
         apic::init();
         ONLINE[number as usize].store(true, Ordering::Release);
         if number == 0 {
+            mutant::choose(boot.mutant);
             // Nobody else is awake yet.
             // SAFETY: the host's word, checked as far as it can be.
             let (kernel, scheduler) = unsafe { Kernel::new(boot) };

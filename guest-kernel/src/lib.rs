@@ -35,6 +35,7 @@ pub mod lock;
 pub mod mm;
 #[allow(unsafe_code, reason = "stack switching")]
 pub mod model;
+pub mod mutant;
 #[allow(unsafe_code, reason = "memory of the table")]
 pub mod object;
 #[allow(unsafe_code, reason = "a test in two instructions")]

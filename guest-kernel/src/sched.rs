@@ -26,6 +26,7 @@ use crate::boundary::start::is_online;
 use crate::clock::Clock;
 use crate::lock::scheduler;
 use crate::model;
+use crate::mutant::mutant;
 use crate::queue::{Linked, Links, Queue};
 use crate::thread::Thread;
 
@@ -386,6 +387,7 @@ impl Scheduler {
         match entity.state {
             State::Running(_) => return false,
             State::Ready(cpu) => self.ready[cpu as usize].remove(&mut self.entities, id, priority),
+            State::Asleep(_) if mutant!(sleeper_left) => {}
             State::Asleep(_) => self.sleepers.remove(&mut self.entities, id),
             State::Locking => self.lockers.remove(&mut self.entities, id),
             State::Off => {}
@@ -431,7 +433,7 @@ impl Scheduler {
             return;
         };
         entity.alarm = None;
-        if matches!(entity.state, State::Asleep(_)) {
+        if matches!(entity.state, State::Asleep(_)) && !mutant!(doorbell_lost) {
             self.sleepers.remove(&mut self.entities, id);
             self.queue(id);
         }

@@ -4,6 +4,7 @@ use fluke_abi::object::Type;
 
 use crate::arena::{Arena, Id};
 use crate::kernel::Kernel;
+use crate::mutant::mutant;
 use crate::object::{Header, Object};
 use crate::queue::Queue;
 use crate::thread::Thread;
@@ -91,7 +92,9 @@ impl Kernel {
         mutex.locked = next.is_some();
         mutex.owner = next;
         if let Some(next) = next {
-            self.threads[next].complete(0);
+            if !mutant!(handover_on_stack) {
+                self.threads[next].complete(0);
+            }
             self.wake(next);
         }
     }

@@ -16,6 +16,7 @@ use crate::kernel::Kernel;
 use crate::lock::scheduler;
 use crate::mm::Space;
 use crate::model;
+use crate::mutant::mutant;
 use crate::object::{Header, Link, Object};
 use crate::probe::probe;
 use crate::queue::{Linked, Links, Queue};
@@ -432,7 +433,7 @@ impl Kernel {
         }
         self.threads[id].connections[side as usize] =
             free.then_some(Connection { partner, sender });
-        if let Some(connection) = theirs.filter(|_| free) {
+        if let Some(connection) = theirs.filter(|_| free && !mutant!(partner_not_imported)) {
             self.threads[partner].connections[side.other() as usize] = Some(Connection {
                 partner: id,
                 ..connection
@@ -443,11 +444,13 @@ impl Kernel {
     /// Unmakes a stopped thread.
     pub fn destroy_thread(&mut self, id: Id<Thread>) {
         for side in [Side::Client, Side::Server] {
-            if !self.threads[id].exported[side as usize] {
+            if !self.threads[id].exported[side as usize] || mutant!(connection_broken) {
                 self.disconnect(id, side);
             }
         }
-        self.abandon_client(id);
+        if !mutant!(client_forgotten) {
+            self.abandon_client(id);
+        }
         if let Some(donor) = self.donor_of(id) {
             self.return_time(donor, Status::TimeUnused);
         }

@@ -5,6 +5,7 @@ use fluke_abi::probe::{Probe, WAIT_OTHER};
 use crate::arena::Id;
 use crate::kernel::Kernel;
 use crate::lock::scheduler;
+use crate::mutant::mutant;
 use crate::probe::probe;
 use crate::thread::{Run, Thread, Wait};
 
@@ -117,7 +118,9 @@ impl Kernel {
         let off = scheduler().take_out(thread.entity);
         match thread.run {
             Run::Waiting(wait) => {
-                self.unqueue(id, wait);
+                if !(mutant!(waiter_left) && matches!(wait, Wait::Mutex(_))) {
+                    self.unqueue(id, wait);
+                }
                 self.threads[id].run = Run::Stopped;
             }
             Run::Scheduled if off => thread.run = Run::Stopped,

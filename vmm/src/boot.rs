@@ -20,6 +20,7 @@ use fluke_abi::layout::{
     DIRECT_MAP, GATE, KERNEL_IMAGE, KERNEL_PHYSICAL, KERNEL_STACKS, PAGE_SIZE, ROOT_INFO,
     ROOT_MEMORY, ROOT_MODULES, ROOT_OBJECTS, ROOT_STACK_TOP,
 };
+use fluke_abi::mutant::Mutant;
 use fluke_abi::state::Prot;
 use fluke_abi::stats::CpuStats;
 use linux_loader::loader::KernelLoader;
@@ -94,6 +95,8 @@ pub struct FlukeGuest<'a> {
     pub args: &'a [String],
     /// Files.
     pub files: &'a [GuestFile],
+    /// The bug that the kernel is to have, if it knows any.
+    pub mutant: Mutant,
 }
 
 /// Lays out a flat guest.
@@ -185,6 +188,7 @@ pub fn fluke(
     info.stacks = stacks as u32;
     info.preemption_points = machine.preemption_points.into();
     info.store = machine.store.into();
+    info.mutant = guest.mutant as u64;
     info.clock = machine.clock;
     info.tsc_khz = machine.tsc_khz;
     info.apic_timer_khz = machine.apic_timer_khz;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fluke_abi::mutant::Mutant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -198,6 +199,8 @@ pub enum Guest {
         args: Vec<String>,
         /// Further files.
         files: Vec<GuestFile>,
+        /// The bug that the kernel is to have, see [`VmConfig::mutate`].
+        mutant: Mutant,
     },
     /// Raw code, for tests and probes: loaded at [`crate::boot::FLAT_BASE`] and entered there at
     /// CPL 0 in long mode with all memory mapped at its physical address, readable, writable and
@@ -266,7 +269,26 @@ impl VmConfig {
             program: GuestFile::program(program)?,
             args: args.to_vec(),
             files: Vec::new(),
+            mutant: Mutant::none,
         }))
+    }
+
+    /// The same with the kernel that has bugs to choose from, and that one, if it runs Fluke.
+    ///
+    /// # Errors
+    /// If this build has no such kernel.
+    pub fn mutate(mut self, bug: Mutant) -> Result<Self, Error> {
+        if let Guest::Fluke {
+            kernel,
+            configuration,
+            mutant,
+            ..
+        } = &mut self.guest
+        {
+            *kernel = image::mutants(configuration.image())?.to_vec();
+            *mutant = bug;
+        }
+        Ok(self)
     }
 
     /// The machine of a snapshot.

@@ -41,6 +41,17 @@ pub fn kernel(model: &str) -> Result<&'static [u8], Error> {
     })
 }
 
+/// The same with bugs to choose from.
+///
+/// # Errors
+/// If this build has none.
+pub fn mutants(model: &str) -> Result<&'static [u8], Error> {
+    find(embedded::MUTANTS, model).ok_or_else(|| Error::Image {
+        name: model.into(),
+        why: "no kernel with bugs is built in; rebuild flukevm with --features mutants".into(),
+    })
+}
+
 /// The build id of an image, in hexadecimal.
 pub fn build_id(image: &[u8]) -> Option<String> {
     let file = object::File::parse(image).ok()?;

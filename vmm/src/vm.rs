@@ -627,6 +627,7 @@ fn lay_out(
             program,
             args,
             files,
+            mutant,
         } => {
             let gate = doctor::gate()?;
             let machine = MachineInfo {
@@ -644,6 +645,7 @@ fn lay_out(
                 program,
                 args,
                 files,
+                mutant: *mutant,
             };
             let entrance = boot::fluke(memory, &machine, &guest)?;
             kind.configuration = Some(*configuration);

@@ -7,6 +7,8 @@ use fluke_abi::state::CondState;
 use super::mutex::{check_owner, mutex_lock};
 use super::pick;
 use crate::call::{Call, Done};
+use crate::lock;
+use crate::mutant::mutant;
 use crate::object::{Link, Object};
 use crate::sync::{Cond, Mutex};
 use crate::thread::Wait;
@@ -19,7 +21,13 @@ pub fn cond_wait(call: &mut Call) -> Done {
     check_owner(call, mutex)?;
     let handle = call.argument(1);
     call.set_argument(0, handle);
-    call.thread().become_entry(Entry::mutex_lock);
+    if mutant!(cond_wait_torn) {
+        call.kernel().unlock(mutex);
+        lock::offer(call.entity);
+    }
+    if !mutant!(cond_wait_again) {
+        call.thread().become_entry(Entry::mutex_lock);
+    }
     call.kernel().unlock(mutex);
     call.wait(Wait::Cond(cond))?;
     mutex_lock(call)

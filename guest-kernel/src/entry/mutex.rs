@@ -5,6 +5,7 @@ use fluke_abi::state::MutexState;
 
 use super::pick;
 use crate::call::{Call, Done};
+use crate::mutant::mutant;
 use crate::object::{Link, Object};
 use crate::sync::Mutex;
 use crate::thread::Wait;
@@ -19,6 +20,10 @@ pub fn mutex_lock(call: &mut Call) -> Done {
             return Err(Insanity::MutexLocked.into());
         }
         // Whoever unlocks hands the mutex over and completes this call.
+        if mutant!(handover_on_stack) {
+            call.wait(Wait::Mutex(id))?;
+            return call.complete(0);
+        }
         return call.wait(Wait::Mutex(id));
     }
     (mutex.locked, mutex.owner) = (true, Some(caller));

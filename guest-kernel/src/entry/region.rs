@@ -7,8 +7,10 @@ use fluke_abi::state::{ObjectSpec, Prot, RegionState};
 
 use super::pick;
 use crate::call::{Call, Done, Stop};
+use crate::lock;
 use crate::mm::Region;
 use crate::mm::access::within_page;
+use crate::mutant::mutant;
 use crate::object::{Link, Object};
 
 /// Checks a range of whole pages within what a space may use, outside the entry-point area.
@@ -147,6 +149,9 @@ pub fn region_search(call: &mut Call) -> Done {
     }
     call.write(offset_at, &offset)?;
     call.write(count_at, &room)?;
+    if mutant!(search_torn) {
+        lock::offer(call.entity);
+    }
     call.set_argument(2, left);
     call.set_argument(3, out);
     if left == 0 || room == 0 || offset >= size {

@@ -8,7 +8,8 @@ use super::pick;
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop};
 use crate::ipc::Port;
-use crate::lock::scheduler;
+use crate::lock::{self, scheduler};
+use crate::mutant::mutant;
 use crate::object::{Link, Object};
 use crate::thread::{Side, Thread, Wait, user_address, user_flags};
 
@@ -49,6 +50,9 @@ pub fn thread_move(call: &mut Call) -> Done {
 pub fn thread_interrupt(call: &mut Call) -> Done {
     let id = call.other_thread(0)?;
     call.complete(0)?;
+    if mutant!(completed_early) {
+        lock::offer(call.entity);
+    }
     call.kernel().post(id, ThreadFlags::INTERRUPT_PENDING);
     Ok(())
 }
@@ -91,7 +95,7 @@ fn enable_exceptions(call: &mut Call) {
     let entity = call.entity;
     let thread = call.thread();
     thread.exceptions_enabled = true;
-    if !thread.pending.is_empty() {
+    if !thread.pending.is_empty() && !mutant!(attention_not_called) {
         scheduler().call_attention(entity);
     }
 }
@@ -309,23 +313,33 @@ fn export(thread: &mut Thread, state: &mut ThreadState) {
         rflags: frame.rflags,
         rsp: frame.rsp,
     };
+    if mutant!(register_not_exported) {
+        state.registers.rbx = 0;
+    }
     let mut flags = thread.pending;
+    if mutant!(pending_not_exported) {
+        flags = ThreadFlags::empty();
+    }
     flags.set(ThreadFlags::STOPPED, thread.halted);
     flags.set(ThreadFlags::EXCEPTION_ENABLE, thread.exceptions_enabled);
     for side in [Side::Client, Side::Server] {
-        flags.set(
-            sender_flag(side),
-            thread.connection(side).is_some_and(|c| c.sender),
-        );
+        let sender = thread.connection(side).is_some_and(|c| c.sender);
+        flags.set(sender_flag(side), sender && !mutant!(sender_not_exported));
     }
     state.flags = flags.bits();
     state.thread_va = thread.thread_va;
     state.sched_val = thread.sched_val;
     state.priority = thread.priority.into();
-    state.handlers = thread.handlers;
+    if !mutant!(handlers_not_exported) {
+        state.handlers = thread.handlers;
+    }
     state.saved = thread.saved;
-    state.server_pset = thread.server_pset;
-    state.fpu = *scheduler().entities[thread.entity].fpu.image();
+    if !mutant!(pset_not_exported) {
+        state.server_pset = thread.server_pset;
+    }
+    if !mutant!(fpu_not_exported) {
+        state.fpu = *scheduler().entities[thread.entity].fpu.image();
+    }
     state.hash = thread.header().hash;
 }
 
@@ -361,14 +375,17 @@ fn import(thread: &mut Thread, state: &ThreadState) {
     frame.rflags = user_flags(registers.rflags);
     frame.rsp = registers.rsp;
     let flags = ThreadFlags::from_bits_truncate(state.flags);
-    thread.exceptions_enabled = flags.contains(ThreadFlags::EXCEPTION_ENABLE);
+    thread.exceptions_enabled =
+        flags.contains(ThreadFlags::EXCEPTION_ENABLE) && !mutant!(exceptions_not_imported);
     thread.pending = flags
         & (ThreadFlags::INTERRUPT_PENDING
             | ThreadFlags::CLIENT_ALERT_PENDING
             | ThreadFlags::SERVER_ALERT_PENDING);
     thread.thread_va = state.thread_va;
     thread.sched_val = state.sched_val;
-    thread.priority = state.priority as u8;
+    if !mutant!(priority_not_imported) {
+        thread.priority = state.priority as u8;
+    }
     thread.handlers = state.handlers;
     thread.saved = state.saved;
     thread.server_pset = state.server_pset;

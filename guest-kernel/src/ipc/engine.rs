@@ -12,11 +12,12 @@ use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::Entry;
 use fluke_abi::ipc::{Flavour, WORD_SIZE};
 
-use super::transfer::{Cursor, Outcome, Trouble};
+use super::transfer::{Cursor, Outcome, Trouble, piece};
 use super::{Port, Pset};
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop, exception};
 use crate::kernel::Kernel;
+use crate::mutant::mutant;
 use crate::object::Link;
 use crate::thread::{Side, Thread, Wait};
 
@@ -268,7 +269,18 @@ fn move_message(
         u64::MAX
     };
     let result = kernel.transfer(sender, &mut from, receiver, &mut to, most);
+    if mutant!(advanced_before_copy) && result.is_err() {
+        let words = piece(&from, &to);
+        for cursor in [&mut from, &mut to] {
+            cursor.advance(words);
+        }
+    }
     from.store_sending(&mut kernel.threads[sender].frame);
+    if mutant!(progress_after_preemption) {
+        call.preemption_point()?;
+        to.store_receiving(&mut call.kernel().threads[receiver].frame);
+        return Ok(result.ok());
+    }
     to.store_receiving(&mut kernel.threads[receiver].frame);
     match result {
         Ok(outcome) => Ok(Some(outcome)),
@@ -362,6 +374,9 @@ fn receive(call: &mut Call, side: Side) -> Done {
                 }
             }
             _ => {
+                if mutant!(over_on_stack) && side == Side::Server {
+                    call.thread().become_entry(Entry::ipc_server_over_receive);
+                }
                 return call.wait(Wait::Receive(side));
             }
         }
@@ -389,6 +404,11 @@ fn reply(call: &mut Call, next: Option<Entry>) -> Done {
             .get(client)
             .is_some_and(|c| c.wait() == Some(Wait::Reply(id)))
     });
+    let waiting = if mutant!(reply_unlooked) {
+        client
+    } else {
+        waiting
+    };
     if let Some(client) = waiting {
         if kernel.threads[client].exception.take().is_none() {
             let mut from = Cursor::sending(&kernel.threads[id].frame);
@@ -448,7 +468,9 @@ fn wait_receive(call: &mut Call) -> Done {
         Some((Stage::Connect, Some(next))) => {
             kernel.unqueue(client, Wait::Port(port));
             kernel.connect(client, id);
-            kernel.threads[client].become_entry(next);
+            if !mutant!(connect_again) {
+                kernel.threads[client].become_entry(next);
+            }
             kernel.sleep(client, Wait::Send(Side::Client));
             let thread = call.thread();
             thread.frame.r15 = alias;

@@ -11,6 +11,7 @@ use crate::arena::Id;
 use crate::call::Stop;
 use crate::kernel::Kernel;
 use crate::mm::access::within_page;
+use crate::mutant::mutant;
 use crate::object::Name;
 use crate::reference::Ref;
 use crate::thread::Thread;
@@ -96,7 +97,7 @@ impl Cursor {
         (self.words, self.buffers, self.refs) = (0, 0, 0);
     }
 
-    const fn advance(&mut self, words: u64) {
+    pub(super) const fn advance(&mut self, words: u64) {
         self.address += words * WORD_SIZE;
         self.words -= words;
     }
@@ -176,6 +177,9 @@ impl Kernel {
             copy_words(source, target, words);
             from.advance(words);
             to.advance(words);
+            if mutant!(pointer_not_advanced) {
+                to.address -= words * WORD_SIZE;
+            }
             left -= words;
         }
         while from.refs > 0 {
@@ -190,7 +194,9 @@ impl Kernel {
                 .map_err(by_receiver)?;
             self.refs[target].link = self.refs[source].link;
             for cursor in [&mut *from, &mut *to] {
-                cursor.ref_table += WORD_SIZE;
+                if !mutant!(reference_again) {
+                    cursor.ref_table += WORD_SIZE;
+                }
                 cursor.refs -= 1;
             }
         }
@@ -205,7 +211,9 @@ impl Kernel {
             let (address, words) = entry.split_at(WORD_SIZE as usize);
             cursor.address = word(address);
             cursor.words = word(words);
-            cursor.table += size_of::<Buffer>() as u64;
+            if !mutant!(table_not_advanced) {
+                cursor.table += size_of::<Buffer>() as u64;
+            }
             cursor.buffers -= 1;
         }
         if cursor.words > 0 && !cursor.address.is_multiple_of(WORD_SIZE) {

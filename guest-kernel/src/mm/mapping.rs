@@ -6,6 +6,7 @@ use fluke_abi::state::Prot;
 use super::{Region, Space};
 use crate::arena::{Arena, Id};
 use crate::kernel::Kernel;
+use crate::mutant::mutant;
 use crate::object::{Header, Object};
 use crate::queue::{Linked, Links};
 
@@ -89,7 +90,9 @@ impl Kernel {
     pub fn withdraw_mapping(&mut self, id: Id<Mapping>) {
         if let Some(space) = self.mappings[id].space {
             let Mapping { start, size, .. } = self.mappings[id];
-            self.invalidate(space, start, start + size);
+            if !mutant!(translation_left) {
+                self.invalidate(space, start, start + size);
+            }
             self.spaces[space].mappings.remove(&mut self.mappings, id);
             self.mappings[id].space = None;
             if let Source::Region(region, _) = self.mappings[id].source

@@ -4,14 +4,12 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use fluke_abi::audit::{LOST, RAISED};
 use fluke_abi::entry::Entry;
 use fluke_abi::layout::{GATE, GATE_DONE};
 use fluke_abi::object::Thread;
 use fluke_abi::state::Handlers;
 use libfluke::{sys, thread};
-
-/// Result of a call that raised an exception: this, the code and the subcode.
-const RAISED: u64 = 0xbad0 << 48;
 
 /// Exceptions taken.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -131,12 +129,12 @@ pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
     unsafe { call_marked(rax, rest, 0) }
 }
 
-/// As [`call`], with that in `rbp`, which no call uses.
+/// As [`call`], with that in `rbp` and in `xmm15`, which no call uses; [`LOST`] if it is not there afterwards.
 ///
 /// # Safety
 /// As of [`call`].
 pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
-    let result;
+    let (result, kept): (u64, u64);
     // SAFETY: the caller's promise; the gate returns, after an exception too.
     unsafe {
         asm!(
@@ -158,10 +156,11 @@ pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
             inout("r14") rest[8] => _,
             inout("r15") 0u64 => _,
             inout("r11") mark => _,
+            inout("xmm15") mark => kept,
             out("rcx") _,
         );
     }
-    result
+    if kept == mark { result } else { LOST }
 }
 
 /// Result of a call that raised that exception.

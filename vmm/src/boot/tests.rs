@@ -37,6 +37,7 @@ fn for_each_kernel(test: impl Fn(&Memory, &Entrance, &BootInfo, &Elf, &ImageInfo
             program: &program,
             args: &["one".into(), "".into()],
             files: &files,
+            mutant: Mutant::none,
         };
         let memory = Memory::new(64 * MIB).unwrap();
         let at = fluke(&memory, &machine(Gate::Ud2), &guest).unwrap();

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 use std::time::{Duration, Instant};
 
-use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
-use fluke_abi::code::Status;
+use fluke_abi::audit::{LOST, MARK, News, Outcome, RAISED, TARGET_HASH, Told};
+use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::{Entry, Row, TABLE};
 use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, KERNEL_STACKS, PAGE_SIZE};
@@ -158,6 +158,20 @@ enum End {
     Hangs,
 }
 
+/// Why a cell cannot be explored.
+pub(super) enum Unplayable {
+    /// The host fails.
+    Host(Error),
+    /// The scene does something else than come to its end.
+    Scene(String),
+}
+
+impl From<Error> for Unplayable {
+    fn from(error: Error) -> Self {
+        Self::Host(error)
+    }
+}
+
 /// A cell that is being explored.
 pub struct Explorer {
     cell: Cell,
@@ -184,19 +198,35 @@ impl Explorer {
     /// # Errors
     /// If the machine cannot be built, or the scene does not come to its end.
     pub fn new(cell: Cell) -> Result<Self, Error> {
+        let machine = cell.machine()?;
+        Self::with(cell.clone(), machine, None).map_err(|unplayable| match unplayable {
+            Unplayable::Host(error) => error,
+            Unplayable::Scene(why) => {
+                let (why, threads) = why.split_once('\n').unwrap_or((&why, ""));
+                if !threads.is_empty() {
+                    tracing::warn!("{cell}\n{threads}");
+                }
+                Error::Config(format!("{cell}: the scene {why}"))
+            }
+        })
+    }
+
+    /// As [`new`](Self::new), on a machine that plays the cell's scene; undisturbed it must do the same as `like`,
+    /// if given.
+    pub(super) fn with(
+        cell: Cell,
+        machine: VmConfig,
+        like: Option<&Self>,
+    ) -> Result<Self, Unplayable> {
+        let fails = |why: String| Unplayable::Scene(why);
         let entry = cell.scene.split('-').next();
         let row = TABLE.iter().find(|row| Some(row.name) == entry);
-        let row = row.ok_or_else(|| cell.fails("names no entry point"))?;
-        let config = VmConfig::fluke(
-            cell.configuration,
-            PROGRAM,
-            std::slice::from_ref(&cell.scene),
-        )?;
-        let mut vm = Vm::new(config.memory(MEMORY).vcpus(cell.vcpus))?;
+        let row = row.ok_or_else(|| fails("names no entry point".into()))?;
+        let mut vm = Vm::new(machine)?;
         let set = |came| match came {
             Ok(true) => Ok(()),
-            Ok(false) => Err(cell.fails("cannot be set")),
-            Err(stop) => Err(cell.fails(&format!("cannot be set: {stop}"))),
+            Ok(false) => Err(fails("cannot be set".into())),
+            Err(stop) => Err(fails(format!("cannot be set: {stop}"))),
         };
         set(vm.run_to(0, Point::FirstUser, SETTING_PATIENCE))?;
         for vcpu in 1..cell.vcpus {
@@ -204,17 +234,17 @@ impl Explorer {
         }
         set(vm.run_to(0, Point::Told, SETTING_PATIENCE))?;
         if told(&mut vm, 0).is_none_or(|told| told.news != News::Ready as u64) {
-            return Err(cell.fails("cannot be set"));
+            return Err(fails("cannot be set".into()));
         }
         let ready = vm.snapshot()?;
         let image = ready
             .image
             .as_ref()
-            .ok_or_else(|| cell.fails("has no kernel"))?;
+            .ok_or_else(|| fails("has no kernel".into()))?;
         let stack_bytes = image::check_kernel(PROGRAM, image)?.1.stack_bytes;
         let marks = vm
             .marks(TARGET_HASH, MARK)
-            .map_err(|error| cell.fails(&error.to_string()))?;
+            .map_err(|error| fails(error.to_string()))?;
         let mut explorer = Self {
             undisturbed: Outcome::new_zeroed(),
             points: 0,
@@ -239,13 +269,16 @@ impl Explorer {
             _ => explorer.stepped()?,
         };
         if again != explorer.undisturbed {
-            return Err(explorer.cell.fails("does not always end the same way"));
+            return Err(fails("does not always end the same way".into()));
+        }
+        if let Some(what) = like.and_then(|like| like.difference(&again)) {
+            return Err(fails(format!("ends otherwise: {what}")));
         }
         Ok(explorer)
     }
 
     /// The undisturbed outcome, of a run in which instructions are counted.
-    fn stepped(&mut self) -> Result<Outcome, Error> {
+    fn stepped(&mut self) -> Result<Outcome, Unplayable> {
         let mut interleaving = Interleaving::new(self.steps, self.cell.vcpus, self.steps);
         self.vm.reset(&self.ready)?;
         let (end, _) = self.interleaved(&mut interleaving);
@@ -253,15 +286,11 @@ impl Explorer {
         self.ended(end)
     }
 
-    fn ended(&mut self, end: End) -> Result<Outcome, Error> {
+    fn ended(&mut self, end: End) -> Result<Outcome, Unplayable> {
         match end {
             End::Done(outcome) => Ok(*outcome),
-            End::Stopped(stop) => Err(self.cell.fails(&stop.to_string())),
-            End::Hangs => {
-                let threads = self.threads();
-                tracing::warn!("{}\n{threads}", self.cell);
-                Err(self.cell.fails("hangs"))
-            }
+            End::Stopped(stop) => Err(Unplayable::Scene(stop.to_string())),
+            End::Hangs => Err(Unplayable::Scene(format!("hangs\n{}", self.threads()))),
         }
     }
 
@@ -269,13 +298,17 @@ impl Explorer {
     ///
     /// # Errors
     /// If the host fails.
-    pub fn explore(mut self, plan: &Plan, tick: &dyn Fn() -> bool) -> Result<Findings, Error> {
+    pub fn explore(
+        mut self,
+        plan: &Plan,
+        tick: &dyn Fn(&Findings) -> bool,
+    ) -> Result<Findings, Error> {
         let started = Instant::now();
         let mut findings = self.nothing();
         for (number, point) in plan.points(self.points).into_iter().enumerate() {
             if self.cell.vcpus > 1 {
                 self.disturb_interleaved(plan.seed, point, &mut findings)?;
-                if tick() {
+                if tick(&findings) {
                     continue;
                 }
                 break;
@@ -293,7 +326,7 @@ impl Explorer {
             } else {
                 findings.missed += 1;
             }
-            if !tick() {
+            if !tick(&findings) {
                 break;
             }
         }
@@ -451,6 +484,9 @@ impl Explorer {
     /// What is wrong with an end.
     fn judge(&mut self, end: End, state: Option<&State>) -> Option<String> {
         let what = match end {
+            End::Done(_) if state.is_none() && !self.is_taken() => {
+                Some("the auditor does not hear the doorbell".into())
+            }
             End::Done(outcome) => self.difference(&outcome),
             End::Stopped(stop) => Some(stop.to_string()),
             End::Hangs => Some(format!("the scene hangs:\n{}", self.threads())),
@@ -497,6 +533,14 @@ impl Explorer {
         pages
             .map(|translation| translation.pa & !(PAGE_SIZE - 1))
             .collect()
+    }
+
+    /// Whether the state is taken once the scene has ended, as far as that can be said: the doorbell may ring too
+    /// late for it to be taken before.
+    fn is_taken(&mut self) -> bool {
+        self.cell.vcpus > 1
+            || matches!(self.vm.run_to(0, Point::Told, PATIENCE), Ok(true))
+                && told(&mut self.vm, 0).is_some_and(|told| told.news == News::Taken as u64)
     }
 
     /// Digest of all that the paused machine is, but for times: registers, and memory as far as it is not that
@@ -616,8 +660,21 @@ impl Explorer {
 
 /// The result of a call for people.
 fn result(rax: u64) -> String {
-    let status = CallWord(rax).status().map_or("no status", Status::name);
-    format!("{status} ({rax:#x})")
+    let of = |mark: u64| rax >> 48 == mark >> 48;
+    let (code, subcode) = (rax >> 32 & 0xffff, rax & 0xffff_ffff);
+    let name = match Exception::from_number(code) {
+        _ if of(LOST) => "lost registers".into(),
+        Some(Exception::Insanity) if of(RAISED) => Insanity::from_number(subcode)
+            .map_or("an insanity".into(), |insanity| {
+                format!("the insanity {}", insanity.name())
+            }),
+        Some(exception) if of(RAISED) => format!("the exception {}", exception.name()),
+        _ => CallWord(rax)
+            .status()
+            .map_or("no status", Status::name)
+            .into(),
+    };
+    format!("{name} ({rax:#x})")
 }
 
 impl Plan {
@@ -643,11 +700,13 @@ impl Plan {
 }
 
 /// Scenes that tell who comes first by priorities, which on several vCPUs does not hold.
-const IN_ORDER: [&str; 4] = [
+const IN_ORDER: [&str; 6] = [
     "thread_get_state",
     "thread_interrupt",
     "thread_sleep",
+    "thread_sleep-state",
     "thread_schedule",
+    "mutex_lock-interrupt",
 ];
 
 impl Cell {
@@ -656,8 +715,14 @@ impl Cell {
         !IN_ORDER.contains(&self.scene.as_str())
     }
 
-    fn fails(&self, why: &str) -> Error {
-        Error::Config(format!("{self}: the scene {why}"))
+    /// The machine that plays its scene.
+    ///
+    /// # Errors
+    /// If there is no such kernel or program.
+    pub fn machine(&self) -> Result<VmConfig, Error> {
+        let scene = std::slice::from_ref(&self.scene);
+        let config = VmConfig::fluke(self.configuration, PROGRAM, scene)?;
+        Ok(config.memory(MEMORY).vcpus(self.vcpus))
     }
 }
 

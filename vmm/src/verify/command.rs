@@ -9,10 +9,15 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
-use super::{Cell, Explorer, Findings, Job, Plan, Progress, scenes, verify};
+use super::mutants::{self, Hunt, Verdicts};
+use super::{Cell, Explorer, Findings, Job, Plan, Progress, Verification, scenes, verify};
 use crate::config::{Configuration, Model, Preempt};
 use crate::error::{Error, STATUS_FAILURE};
+
+/// Points of each cell that a bug is looked for at, unless the user says otherwise.
+const MUTANT_BUDGET: u64 = 64;
 
 /// Arguments of the command.
 #[derive(Debug, Args)]
@@ -55,6 +60,10 @@ pub struct VerifyArgs {
     /// Cells to look at at once; as many as the host has CPUs, if left out.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
+    /// Instead, see whether this would find bugs: give kernels one each, of those named or all there are, and look
+    /// for it in the scenes that it concerns until something goes wrong. Needs a build with `--features mutants`.
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["replay", "shard", "junit"])]
+    mutants: Option<Vec<String>>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -104,6 +113,32 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
     if let (Some(model), Some(preempt)) = (args.model, args.preempt) {
         Configuration::new(model, preempt)?;
     }
+    let jobs = args
+        .jobs
+        .or_else(|| available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get);
+    let plan = Plan {
+        stride: args.stride,
+        budget: args.budget,
+        seed: args.seed,
+        delay_stride: args.delays,
+        play_all: args.play_all,
+    };
+    if let Some(names) = &args.mutants {
+        let hunt = Hunt {
+            mutants: mutants::named(names)?,
+            scenes: args.scenes.clone(),
+            configurations,
+            plan: Plan {
+                budget: args.budget.or(Some(MUTANT_BUDGET)),
+                delay_stride: 0,
+                ..plan
+            },
+            jobs,
+        };
+        let verdicts = mutants::hunt(&hunt)?;
+        return print(args.json, &verdicts, Verdicts::text, Verdicts::holds);
+    }
     let scenes = if args.scenes.is_empty() {
         &known
     } else {
@@ -134,17 +169,8 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
     let watch = Watch::new(cells.len());
     let job = Job {
         cells,
-        plan: Plan {
-            stride: args.stride,
-            budget: args.budget,
-            seed: args.seed,
-            delay_stride: args.delays,
-            play_all: args.play_all,
-        },
-        jobs: args
-            .jobs
-            .or_else(|| available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get),
+        plan,
+        jobs,
         progress: &watch,
     };
     let verification = verify(&job)?;
@@ -157,21 +183,30 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
             ))
         })?;
     }
-    let text = match args.json {
+    print(
+        args.json,
+        &verification,
+        Verification::text,
+        Verification::holds,
+    )
+}
+
+/// Prints what was found; the exit status that says whether it is well.
+fn print<T: Serialize>(
+    json: bool,
+    found: &T,
+    text: fn(&T) -> String,
+    holds: fn(&T) -> bool,
+) -> Result<u8, Error> {
+    let text = match json {
         true => {
-            serde_json::to_string(&verification)
-                .map_err(|error| Error::Config(error.to_string()))?
-                + "\n"
+            serde_json::to_string(found).map_err(|error| Error::Config(error.to_string()))? + "\n"
         }
-        false => verification.text(),
+        false => text(found),
     };
     // Whoever reads no more has seen enough.
     let _ = io::stdout().write_all(text.as_bytes());
-    Ok(if verification.holds() {
-        0
-    } else {
-        STATUS_FAILURE
-    })
+    Ok(if holds(found) { 0 } else { STATUS_FAILURE })
 }
 
 /// One point.

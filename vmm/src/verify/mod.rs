@@ -9,11 +9,13 @@
 //! * `cell`: a scene in a configuration.
 //! * `interleave`: several vCPUs in turn.
 //! * `command`: the command.
+//! * `mutants`: whether kernels with bugs are found out.
 //! * `report`: what was found, for people and programs.
 
 mod cell;
 pub mod command;
 mod interleave;
+pub mod mutants;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,7 +120,7 @@ pub fn verify(job: &Job<'_>) -> Result<Verification, Error> {
 fn explore(job: &Job<'_>, cell: &Cell, stop: &AtomicBool) -> Result<Findings, Error> {
     let explorer = Explorer::new(cell.clone())?;
     job.progress.begins(cell, job.plan.count(explorer.points));
-    explorer.explore(&job.plan, &|| {
+    explorer.explore(&job.plan, &|_| {
         job.progress.point();
         !stop.load(Ordering::Relaxed)
     })

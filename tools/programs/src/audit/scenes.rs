@@ -1,4 +1,5 @@
-//! The scenes: one for each entry point that may sleep, by name; in some, messages fault or are long.
+//! The scenes: one for each entry point that may sleep, by name; in some, messages fault, are long, or lie in
+//! tables of buffers and references; and some for what else a state, or a call, may lose.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -6,10 +7,11 @@ use alloc::vec::Vec;
 use fluke_abi::code::{Status, Wakeup};
 use fluke_abi::entry::Entry;
 use fluke_abi::layout::PAGE_SIZE;
-use fluke_abi::state::{MutexState, ObjectSpec, ThreadState};
+use fluke_abi::state::{MutexState, ObjectSpec, SavedState, ThreadState};
 use libfluke::heap;
-use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Task, Thread};
+use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Target as _, Task, Thread};
 use libfluke::space::{Export, READ_WRITE};
+use libfluke::startup::startup;
 
 use crate::caller::{Call, plain};
 
@@ -55,9 +57,12 @@ pub const NAMES: &[&str] = &[
     "thread_set_state",
     "thread_schedule",
     "thread_sleep",
+    "thread_sleep-state",
     "task_destroy",
     "region_search",
+    "mapping_destroy",
     "mutex_lock",
+    "mutex_lock-interrupt",
     "cond_wait",
     "ipc_call",
     "ipc_client_connect_send",
@@ -87,6 +92,9 @@ pub const NAMES: &[&str] = &[
     "ipc_send-fault",
     "ipc_client_connect_send_over_receive-long",
     "ipc_server_ack_send_over_receive-long",
+    "ipc_client_connect_send_over_receive-tables",
+    "ipc_server_over_receive-full",
+    "ipc_call-served",
 ];
 
 /// Words of a message.
@@ -109,8 +117,14 @@ impl Size {
     }
 }
 
+/// What a supervisor provides at once, at least.
+const CLUSTER: u64 = 64 << 10;
+
 /// A buffer: address and words.
 type Part = (u64, u64);
+
+/// Addresses that nothing else has.
+const VIEW: u64 = 0x32_0000_0000;
 
 const NOTHING: Part = (0, 0);
 /// Words of a small message.
@@ -140,10 +154,13 @@ impl Buffers {
 
     /// Room for two messages.
     fn room(&mut self) -> Result<Part, Status> {
-        let (at, words) = (self.pages()?, self.size.words() + FEW);
+        let words = self.size.words() + FEW;
         let at = match self.size {
-            Size::Fault => at + PAGE_SIZE - words / 2 / 8 * 64,
-            _ => at,
+            Size::Fault => {
+                let pages = heap::pages(3 * CLUSTER).ok_or(Status::NoMemory)?;
+                (pages + CLUSTER).next_multiple_of(CLUSTER) - words / 2 / 8 * 64
+            }
+            _ => self.pages()?,
         };
         // The first page is there.
         // SAFETY: the memory was just allocated.
@@ -350,49 +367,235 @@ fn blank<T: Default>() -> u64 {
     Box::leak(Box::new(T::default())) as *mut T as u64
 }
 
-fn mutex(
-    cond_wait: bool,
-    target: &'static Thread,
-    other: &'static Thread,
-) -> Result<Scene, Status> {
-    let (mutex, cond) = (Mutex::alloc()?, Cond::alloc()?);
-    let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
-    let lock = plain(Entry::mutex_lock, &[at]);
-    let unlock = plain(Entry::mutex_unlock, &[at]);
-    // Whoever has the mutex at first comes first.
-    let owner = Ref::to(if cond_wait { target } else { other })?;
+/// A message in three buffers, two of them in a table, with a table of two references.
+struct Parts {
+    first: Part,
+    table: u64,
+    refs: &'static [&'static Ref; 2],
+    ref_table: u64,
+}
+
+impl Parts {
+    /// Of memory that has room for a [`Size::Short`] message; the buffers in the table are the other way round.
+    fn new((at, _): Part, first: u64) -> Result<Self, Status> {
+        let rest = Size::Short.words() - first;
+        let table = [
+            [at + (first + rest / 2) * 8, rest - rest / 2],
+            [at + first * 8, rest / 2],
+        ];
+        let refs: &[_; 2] = Box::leak(Box::new([Ref::alloc()?, Ref::alloc()?]));
+        let ref_table = refs.map(|reference| reference.handle() as u64);
+        Ok(Self {
+            first: (at, first),
+            table: Box::leak(Box::new(table)).as_ptr() as u64,
+            refs,
+            ref_table: Box::leak(Box::new(ref_table)).as_ptr() as u64,
+        })
+    }
+
+    /// A call with messages like this.
+    fn call(entry: Entry, dest: u64, send: Option<&Self>, receive: Option<&Self>) -> Call {
+        let part = |parts: Option<&Self>| parts.map_or(NOTHING, |parts| parts.first);
+        let (mut word, mut registers) = transfer(entry, dest, part(send), part(receive));
+        if let Some(Self {
+            table, ref_table, ..
+        }) = send
+        {
+            word = word.with_send_buffers(2).with_send_refs(2);
+            (registers[5], registers[6]) = (*table, *ref_table);
+        }
+        if let Some(Self {
+            table, ref_table, ..
+        }) = receive
+        {
+            word = word.with_recv_buffers(2).with_recv_refs(2);
+            (registers[7], registers[8]) = (*table, *ref_table);
+        }
+        (word, registers)
+    }
+
+    /// Calls that say whether references have become those of a message.
+    fn compare(&self, sent: &Self) -> [Call; 2] {
+        [0, 1].map(|n| {
+            let pair = [&self.refs[n], &sent.refs[n]].map(|each| each.handle() as u64);
+            plain(Entry::ref_compare, &pair)
+        })
+    }
+}
+
+/// The answer fills the client's buffer, so that it waits for the connection before the server turns it over.
+fn full() -> Result<Scene, Status> {
+    use Entry::*;
+    let (pset, port) = service()?;
+    let mut buffers = Buffers {
+        size: Size::Short,
+        filled: Vec::new(),
+    };
+    let (sent, few) = (buffers.message(1)?, (buffers.message(2)?.0, FEW));
+    let (first, second, theirs) = (buffers.room()?, buffers.room()?, buffers.room()?);
+    let target = [
+        transfer(ipc_setup_wait_receive, pset, NOTHING, first),
+        transfer(ipc_server_ack_send, 0, few, NOTHING),
+        transfer(ipc_server_over_receive, 0, NOTHING, second),
+    ];
+    let ask = ipc_client_connect_send_over_receive;
+    let client = [
+        transfer(ask, port, sent, (theirs.0, FEW)),
+        transfer(ipc_client_ack_send, 0, few, NOTHING),
+        transfer(ipc_client_disconnect, 0, NOTHING, NOTHING),
+    ];
+    Ok(Scene {
+        partner_first: true,
+        filled: buffers.filled,
+        ..scene(script(target, 2), partner(client))
+    })
+}
+
+/// A request and its answer, in tables.
+fn tables() -> Result<Scene, Status> {
+    let (pset, port) = service()?;
+    let mut buffers = Buffers {
+        size: Size::Short,
+        filled: Vec::new(),
+    };
+    let [question, answer] = [
+        Parts::new(buffers.message(1)?, 9)?,
+        Parts::new(buffers.message(2)?, 7)?,
+    ];
+    for sent in question.refs.iter().chain(answer.refs) {
+        Mutex::alloc()?.point(sent);
+    }
+    let [asked, answered] = [
+        Parts::new(buffers.room()?, 5)?,
+        Parts::new(buffers.room()?, 11)?,
+    ];
+    let ask = Parts::call(
+        Entry::ipc_client_connect_send_over_receive,
+        port,
+        Some(&question),
+        Some(&answered),
+    );
+    let serve = Parts::call(Entry::ipc_setup_wait_receive, pset, None, Some(&asked));
+    let reply = Parts::call(Entry::ipc_server_ack_send, 0, Some(&answer), None);
+    let [first, second] = answered.compare(&answer);
+    let target = script([ask, first, second], 0);
+    let [first, second] = asked.compare(&question);
+    Ok(Scene {
+        filled: buffers.filled,
+        ..scene(target, partner([serve, reply, first, second]))
+    })
+}
+
+/// A mutex that a thread owns.
+fn owned_mutex(owner: &'static Thread) -> Result<&'static Mutex, Status> {
+    let mutex = Mutex::alloc()?;
     let locked = MutexState {
         locked: 1,
         ..MutexState::default()
     };
+    let owner = Ref::to(owner)?;
     // SAFETY: objects, and a state to be read.
     unsafe { libfluke::sys::mutex_set_state(mutex.handle(), &raw const locked, owner.handle()) };
-    let scene = if cond_wait {
-        let wait = plain(Entry::cond_wait, &[on, at]);
-        let signal = plain(Entry::cond_signal, &[on]);
-        scene(script([wait, unlock], 0), partner([lock, signal, unlock]))
-    } else {
-        scene(script([lock, unlock], 0), partner([unlock]))
-    };
+    Ok(mutex)
+}
+
+fn mutex_lock(other: &'static Thread) -> Result<Scene, Status> {
+    let mutex = owned_mutex(other)?;
+    let at = mutex.handle() as u64;
+    let [lock, unlock] = [Entry::mutex_lock, Entry::mutex_unlock].map(|entry| plain(entry, &[at]));
     Ok(Scene {
         mutexes: Vec::from([mutex]),
-        ..scene
+        ..scene(script([lock, unlock], 0), partner([unlock]))
     })
 }
 
+/// An interrupt is held back while the target gets a mutex, and taken afterwards.
+fn interrupt(target: &'static Thread, other: &'static Thread) -> Result<Scene, Status> {
+    use Entry::*;
+    let mutex = owned_mutex(other)?;
+    let (at, saved) = (mutex.handle() as u64, blank::<SavedState>());
+    let calls = [
+        plain(thread_disable_exceptions, &[0]),
+        plain(mutex_lock, &[at]),
+        plain(thread_enable_exceptions, &[0]),
+        plain(thread_get_saved_state, &[0, saved]),
+    ];
+    let interrupt = plain(thread_interrupt, &[target.handle() as u64]);
+    Ok(Scene {
+        mutexes: Vec::from([mutex]),
+        filled: Vec::from([(saved, size_of::<SavedState>() as u64)]),
+        ..scene(
+            script(calls, 1),
+            partner([interrupt, plain(mutex_unlock, &[at])]),
+        )
+    })
+}
+
+/// The target sleeps, with an interrupt held back, until the partner looks at its state.
+fn state(target: &'static Thread, other: &'static Thread) -> Result<Scene, Status> {
+    use Entry::*;
+    let mutex = owned_mutex(other)?;
+    let (at, state) = (mutex.handle() as u64, blank::<ThreadState>());
+    let target = target.handle() as u64;
+    let calls = [
+        plain(thread_disable_exceptions, &[0]),
+        plain(mutex_lock, &[at]),
+        plain(thread_sleep, &[u64::MAX]),
+    ];
+    let look = [
+        plain(thread_interrupt, &[target]),
+        plain(mutex_unlock, &[at]),
+        plain(thread_get_state, &[target, state]),
+    ];
+    Ok(Scene {
+        mutexes: Vec::from([mutex]),
+        filled: Vec::from([(state, size_of::<ThreadState>() as u64)]),
+        ..scene(script(calls, 2).again(2), partner(look))
+    })
+}
+
+/// Memory is used through a mapping until there is none.
+fn unmap() -> Result<Scene, Status> {
+    use Entry::*;
+    let memory = heap::pages(PAGE_SIZE).ok_or(Status::NoMemory)?;
+    // SAFETY: the memory was just allocated.
+    unsafe { *(memory as *mut u64) = 0 };
+    let export = Export::alloc(memory, PAGE_SIZE, READ_WRITE, None)?;
+    let mapping = export.map(memory, PAGE_SIZE, READ_WRITE, &startup().space, VIEW)?;
+    let write = plain(thread_get_saved_state, &[0, VIEW]);
+    let unmap = plain(mapping_destroy, &[mapping.handle() as u64]);
+    Ok(scene(script([write, unmap, write], 1), partner([])))
+}
+
+fn cond_wait(target: &'static Thread) -> Result<Scene, Status> {
+    // Whoever has the mutex at first comes first.
+    let (mutex, cond) = (owned_mutex(target)?, Cond::alloc()?);
+    let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
+    let lock = plain(Entry::mutex_lock, &[at]);
+    let unlock = plain(Entry::mutex_unlock, &[at]);
+    let wait = plain(Entry::cond_wait, &[on, at]);
+    let signal = plain(Entry::cond_signal, &[on]);
+    Ok(Scene {
+        mutexes: Vec::from([mutex]),
+        ..scene(script([wait, unlock], 0), partner([lock, signal, unlock]))
+    })
+}
+
+/// In two steps: it is more than the kernel looks at before others get their turn.
 fn search() -> Result<Scene, Status> {
-    const BYTES: u64 = 2 * PAGE_SIZE;
+    const BYTES: u64 = 20 * PAGE_SIZE;
+    const ROOM: u64 = 8;
     let memory = heap::pages(BYTES).ok_or(Status::NoMemory)?;
     let export = Export::alloc(memory, BYTES, READ_WRITE, None)?;
-    for at in [memory + 64, memory + PAGE_SIZE, memory + PAGE_SIZE + 256] {
+    for at in [64, PAGE_SIZE, PAGE_SIZE + 256, 18 * PAGE_SIZE] {
         // SAFETY: memory for an object.
-        unsafe { libfluke::sys::mutex_create(at as *mut _) };
+        unsafe { libfluke::sys::mutex_create((memory + at) as *mut _) };
     }
     let (offset, found) = (
         blank::<u64>(),
         heap::pages(PAGE_SIZE).ok_or(Status::NoMemory)?,
     );
-    let found_size = blank::<u64>();
+    let found_size = Box::leak(Box::new(ROOM)) as *mut u64 as u64;
     let region = export.region().handle() as u64;
     let next = plain(
         Entry::region_search,
@@ -400,12 +603,12 @@ fn search() -> Result<Scene, Status> {
     );
     let filled = Vec::from([
         (offset, 8),
-        (found, size_of::<ObjectSpec>() as u64),
+        (found, ROOM * size_of::<ObjectSpec>() as u64),
         (found_size, 8),
     ]);
     Ok(Scene {
         filled,
-        ..scene(script([next, next, next, next], 1), partner([]))
+        ..scene(script([next, next], 0), partner([]))
     })
 }
 
@@ -472,10 +675,11 @@ pub fn find(
     target: &'static Thread,
     other: &'static Thread,
 ) -> Result<Option<Scene>, Status> {
-    let (entry, size) = match name.split_once('-') {
-        Some((entry, "fault")) => (entry, Size::Fault),
-        Some((entry, _)) => (entry, Size::Long),
-        None => (name, Size::Short),
+    let (entry, variant) = name.split_once('-').unwrap_or((name, ""));
+    let size = match variant {
+        "fault" => Size::Fault,
+        "long" => Size::Long,
+        _ => Size::Short,
     };
     if !NAMES.contains(&name) {
         return Ok(None);
@@ -487,13 +691,21 @@ pub fn find(
     else {
         return Ok(None);
     };
-    match entry {
-        Entry::mutex_lock | Entry::cond_wait => {
-            mutex(entry == Entry::cond_wait, target, other).map(Some)
-        }
-        Entry::region_search => search().map(Some),
+    match (entry, variant) {
+        (Entry::mutex_lock, "interrupt") => interrupt(target, other).map(Some),
+        (Entry::thread_sleep, "state") => state(target, other).map(Some),
+        (Entry::mutex_lock, _) => mutex_lock(other).map(Some),
+        (Entry::cond_wait, _) => cond_wait(target).map(Some),
+        (Entry::region_search, _) => search().map(Some),
+        (Entry::mapping_destroy, _) => unmap().map(Some),
+        (_, "tables") => tables().map(Some),
+        (_, "full") => full().map(Some),
         _ => match messages(entry, size)? {
-            Some(scene) => Ok(Some(scene)),
+            Some(scene) => Ok(Some(Scene {
+                // Then a server waits already.
+                partner_first: variant == "served",
+                ..scene
+            })),
             None => threads(entry, target, other),
         },
     }
