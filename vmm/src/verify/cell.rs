@@ -98,6 +98,11 @@ impl State {
         }
     }
 
+    /// Whether it is that of the marked call, before it or behind it.
+    pub fn is_in_call(&self) -> bool {
+        self.registers[13] == MARK
+    }
+
     /// Whether the call that it names, if it is the marked one or what is left of it, may be found there.
     fn is_legal(&self, call: &Row) -> bool {
         let [rip, _, .., rbp, _, _] = self.registers;

@@ -130,8 +130,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// States that one execution model shows and the other does not, at the same preemption level. Where all
-/// points were looked at, there must be none.
+/// States in the call that one execution model shows and the other does not, at the same preemption level. Where
+/// all points were looked at, there must be none. How far beyond the call the target comes before it is stopped is
+/// the host's affair, which may be late with an interrupt.
 fn differences(cells: &[Findings]) -> Vec<Difference> {
     let mut models: BTreeMap<(&str, String), Vec<&Findings>> = BTreeMap::new();
     for findings in cells {
@@ -147,7 +148,11 @@ fn differences(cells: &[Findings]) -> Vec<Difference> {
     }
     let mut differences = Vec::new();
     for ((scene, preempt), cells) in models {
-        let all: BTreeSet<_> = cells.iter().flat_map(|cell| &cell.states).collect();
+        let all: BTreeSet<_> = cells
+            .iter()
+            .flat_map(|cell| &cell.states)
+            .filter(|state| state.is_in_call())
+            .collect();
         for findings in &cells {
             for &state in all.iter().filter(|state| !findings.states.contains(*state)) {
                 differences.push(Difference {

@@ -31,7 +31,7 @@ struct Shared(core::cell::UnsafeCell<Told>);
 // SAFETY: the players write to results of their own, the auditor to the state, and who tells to the rest.
 unsafe impl Sync for Shared {}
 
-static TOLD: Shared = Shared(core::cell::UnsafeCell::new(Told {
+const NOTHING: Told = Told {
     news: 0,
     outcome: Outcome {
         target: [0; RESULTS_MAX],
@@ -39,7 +39,12 @@ static TOLD: Shared = Shared(core::cell::UnsafeCell::new(Told {
         memory: 0,
     },
     state: NO_STATE,
-}));
+};
+
+/// What the last of the players tells.
+static PLAYED: Shared = Shared(core::cell::UnsafeCell::new(NOTHING));
+/// What the auditor tells, perhaps on another CPU at the same time.
+static AUDITED: Shared = Shared(core::cell::UnsafeCell::new(NOTHING));
 
 /// Zeros.
 const NO_STATE: ThreadState = {
@@ -47,9 +52,9 @@ const NO_STATE: ThreadState = {
     unsafe { core::mem::zeroed() }
 };
 
-fn tell(news: News) {
-    let told = TOLD.0.get();
-    // SAFETY: nobody else tells at this time.
+fn tell(told: &Shared, news: News) {
+    let told = told.0.get();
+    // SAFETY: nobody else tells this.
     unsafe {
         (*told).news = news as u64;
         sys::machine_tell(told as u64);
@@ -96,8 +101,8 @@ unsafe extern "C" fn play(player: *const Player) -> ! {
     }
     if BUSY.fetch_sub(1, AcqRel) == 1 {
         // SAFETY: everybody else is done.
-        unsafe { (*TOLD.0.get()).outcome.memory = digest(player.filled) };
-        tell(News::Done);
+        unsafe { (*PLAYED.0.get()).outcome.memory = digest(player.filled) };
+        tell(&PLAYED, News::Done);
     }
     thread::sleep_forever()
 }
@@ -160,8 +165,8 @@ impl Auditor {
     fn audit(&self) {
         let mut state = self.target.state(Some(self.links));
         // SAFETY: only the auditor writes it.
-        unsafe { (*TOLD.0.get()).state = state };
-        tell(News::Taken);
+        unsafe { (*AUDITED.0.get()).state = state };
+        tell(&AUDITED, News::Taken);
         let owned: Vec<_> = self
             .mutexes
             .iter()
@@ -219,7 +224,7 @@ fn run(name: &str) -> Result<(), Status> {
     unsafe { sys::thread_create_hash(target.handle(), &raw mut hash) };
     let Some(scene) = scenes::find(name, target, partner)? else {
         println!("audit: there is no scene `{name}`");
-        tell(News::Failed);
+        tell(&AUDITED, News::Failed);
         return Ok(());
     };
     let Scene {
@@ -232,7 +237,7 @@ fn run(name: &str) -> Result<(), Status> {
     let scripts = [&*of_target, &*of_partner];
     let busy = scripts.iter().filter(|script| script.after == After::Done);
     BUSY.store(busy.count() as u64, core::sync::atomic::Ordering::Release);
-    let outcome = TOLD.0.get();
+    let outcome = PLAYED.0.get();
     // SAFETY: places for the results, one for each player.
     let results = unsafe {
         [
@@ -259,7 +264,7 @@ fn run(name: &str) -> Result<(), Status> {
         states.push((thread, make(thread, player, priorities[n])?));
     }
     let auditor = Auditor::new(target, mutexes)?;
-    tell(News::Ready);
+    tell(&AUDITED, News::Ready);
     for (thread, state) in &states {
         // SAFETY: the states are the threads' own.
         unsafe { thread.set_state(Some(state), None, None, None) };
@@ -281,7 +286,7 @@ pub fn main() -> u64 {
     let auditor = thread::spawn(move || {
         if let Err(status) = run(name) {
             println!("audit: cannot set the scene: {}", status.name());
-            tell(News::Failed);
+            tell(&AUDITED, News::Failed);
         }
     });
     let Ok(auditor) = auditor else {
