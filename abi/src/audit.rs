@@ -17,6 +17,9 @@ pub const RAISED: u64 = 0xbad0 << 48;
 /// Result of a call that has lost registers of its caller's.
 pub const LOST: u64 = 0xbad1 << 48;
 
+/// The program's second argument where the target is put together in another machine.
+pub const ELSEWHERE: &str = "elsewhere";
+
 /// Calls whose results are kept, of each thread.
 pub const RESULTS_MAX: usize = 16;
 

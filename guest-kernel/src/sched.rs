@@ -468,6 +468,9 @@ impl Scheduler {
         let State::Running(cpu) = entity.state else {
             return false;
         };
+        if mutant!(stop_unheard) {
+            entity.attention = cpu == Cpu::current_number();
+        }
         self.cpus[cpu as usize].demands |= Demands::ATTEND;
         self.kick(cpu);
         true
@@ -788,9 +791,11 @@ impl Scheduler {
 
     /// CPUs that have a table loaded look at it again before they run user code.
     fn mark_stale(&mut self, table: Id<Table>) {
-        let cpus = self.cpus.iter_mut();
-        for cpu in cpus.filter(|cpu| cpu.loaded == Some(table)) {
-            cpu.flush = true;
+        let here = Cpu::current_number();
+        for (number, cpu) in (0..).zip(self.cpus.iter_mut()) {
+            if cpu.loaded == Some(table) && !(mutant!(shootdown_missed) && number != here) {
+                cpu.flush = true;
+            }
         }
     }
 

@@ -27,6 +27,7 @@ fn verdict(mutant: Mutant, budget: u64) -> Result<Verdict, Failed> {
             seed: 1,
             delay_stride: 0,
             play_all: false,
+            into: None,
         },
         jobs: 1,
     })?;

@@ -28,18 +28,24 @@ impl Progress for Watch {
     }
 }
 
-/// Looks at so many points of each cell, or all.
-fn campaign(cells: Vec<Cell>, budget: Option<u64>) -> Verification {
+/// So many points of each cell, or all.
+fn plan(budget: Option<u64>) -> Plan {
+    Plan {
+        stride: 1,
+        budget,
+        seed: 1,
+        delay_stride: 64,
+        play_all: false,
+        into: None,
+    }
+}
+
+/// Looks at them.
+fn campaign(cells: Vec<Cell>, plan: Plan) -> Verification {
     let watch = Watch::default();
     let verification = verify(&Job {
         cells,
-        plan: Plan {
-            stride: 1,
-            budget,
-            seed: 1,
-            delay_stride: 64,
-            play_all: false,
-        },
+        plan,
         jobs: 2,
         progress: &watch,
     })
@@ -71,7 +77,7 @@ fn all_scenes_in_one_configuration_or_another() {
         .collect();
     let long = cells.iter().filter(|cell| cell.scene.starts_with("ipc_"));
     assert!(long.count() >= 22, "all message transfers that sleep");
-    let found = campaign(cells, Some(4));
+    let found = campaign(cells, plan(Some(4)));
     for cell in &found.cells {
         assert!(cell.run + cell.missed == 4, "{}", found.text());
         assert!(
@@ -92,9 +98,30 @@ fn several_cpus_in_turn() {
         ("task_destroy", 4),
     ]);
     let cells = cells.map(|(kernel, (scene, vcpus))| cell(scene, kernel, vcpus));
-    let found = campaign(cells.collect(), Some(3));
+    let found = campaign(cells.collect(), plan(Some(3)));
     let run: u64 = found.cells.iter().map(|cell| cell.run).sum();
     assert!(run > 8, "{}", found.text());
+}
+
+/// Taken apart in one kernel, put together in another.
+#[test]
+fn in_another_kernel() {
+    let scenes = ["cond_wait", "ipc_client_connect_send_over_receive-long"];
+    let kernels = Configuration::ALL.into_iter();
+    for (from, into) in kernels.clone().zip(kernels.cycle().skip(2)).take(3) {
+        let cells = scenes.map(|scene| cell(scene, from, 1));
+        let found = campaign(
+            cells.into(),
+            Plan {
+                delay_stride: 0,
+                into: Some(into),
+                ..plan(Some(2))
+            },
+        );
+        let run: u64 = found.cells.iter().map(|cell| cell.run).sum();
+        assert!(run >= 3, "{}", found.text());
+        assert!(found.text().contains(&format!("2 cells into {into}, ")));
+    }
 }
 
 /// Both models show the same states at all points, and a thread that sleeps is about to make the call.
@@ -104,7 +131,7 @@ fn every_point_of_a_call_in_both_models() {
         let kernel = Configuration::new(model, Preempt::None).unwrap();
         cell("mutex_lock", kernel, 1)
     });
-    let found = campaign(cells.into(), None);
+    let found = campaign(cells.into(), plan(None));
     for cell in &found.cells {
         assert_eq!(cell.run + cell.missed, cell.points, "{}", found.text());
         assert!(cell.same > cell.points / 2, "{}", found.text());
@@ -163,6 +190,14 @@ fn the_command() {
         (
             with(&["--stride", "0"]),
             "invalid value '0' for '--stride <N>'",
+        ),
+        (
+            with(&["--into", "interrupt-fp"]),
+            "there are process-np, process-pp, process-fp, interrupt-np, interrupt-pp",
+        ),
+        (
+            with(&["--into", "process-np", "--vcpus", "2"]),
+            "a second machine is for scenes on one vCPU",
         ),
         (
             command(&["verify", "nothing"]),

@@ -130,6 +130,17 @@ impl Configuration {
 }
 
 /// As in the paper: `interrupt-np`.
+impl FromStr for Configuration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = Self::ALL.map(|configuration| configuration.to_string());
+        let at = all.iter().position(|name| name == text);
+        at.map(|at| Self::ALL[at])
+            .ok_or_else(|| format!("there are {}", all.join(", ")))
+    }
+}
+
 impl fmt::Display for Configuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let preempt = match self.preempt {

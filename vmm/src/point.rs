@@ -228,11 +228,16 @@ impl Way {
             return Ok(());
         };
         let stepped = self.stepping;
+        let halts = |at| {
+            memory
+                .get(at - KERNEL_IMAGE)
+                .is_ok_and(|code: u8| code == HLT)
+        };
         let leaves = rip < KERNEL_IMAGE
             || rip == ways.swapgs
-            || memory
-                .get(rip - KERNEL_IMAGE)
-                .is_ok_and(|code: u8| code == HLT);
+            || halts(rip)
+            // It was paused while it waited: a step, without interrupts, would be for ever.
+            || halts(rip - 1) && is_halted(fd);
         // One step leaves a breakpoint.
         let rests =
             matches!(self.point, Point::Interrupt(_)) && rip != ways.trap && rip != ways.syscall;

@@ -397,6 +397,17 @@ impl Vm {
         counters.map_or(0, |counters| counters.steps.load(Ordering::Relaxed))
     }
 
+    /// How often the guest has written its store.
+    pub fn commits(&self) -> u64 {
+        let store = self.store.as_ref();
+        store.map_or(0, |store| {
+            store
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .commits()
+        })
+    }
+
     /// The kernel's function at an address, or the address.
     pub fn symbol(&self, address: u64) -> String {
         let symbols = self.image.as_ref().and_then(|image| Symbols::new(image));
@@ -539,12 +550,8 @@ impl Vm {
                 .clone(),
             _ => Vec::new(),
         };
-        let commits = self.store.take().map_or(0, |store| {
-            store
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .commits()
-        });
+        let commits = self.commits();
+        self.store = None;
         let first_user = self.devices.first_user.get();
         Outcome {
             stop,

@@ -22,7 +22,7 @@ pub fn thread_self(call: &mut Call) -> Done {
 /// Stops a thread; waits, inside the kernel, until it is off its CPU. The call then looks at its parameters
 /// again: meanwhile others may have unmade what they name.
 fn stop(call: &mut Call, id: Id<Thread>) -> Result<(), Stop> {
-    if call.kernel().stop(id) {
+    if call.kernel().stop(id) || mutant!(stop_not_awaited) {
         return Ok(());
     }
     call.wait(Wait::Stop(id))?;

@@ -68,6 +68,13 @@ global_asm!(
     "pop rsi",
     "pop rdi",
     "ret 128",
+    // Reads memory until it is not zero. A fault returns in its place, as of a call.
+    ".globl peek_handled",
+    "peek_handled:",
+    "mov rax, [rdi]",
+    "test rax, rax",
+    "jz peek_handled",
+    "ret",
     taken = sym TAKEN,
     enable = const Entry::thread_enable_exceptions as u64,
     get_saved = const Entry::thread_get_saved_state as u64,
@@ -79,6 +86,17 @@ global_asm!(
 unsafe extern "C" {
     fn trap_handler();
     fn interrupt_handler();
+    fn peek_handled(address: u64) -> u64;
+}
+
+/// Reads a word of memory, again and again in user mode, until it is not zero or not there; the word, or what was
+/// [`raised`].
+///
+/// # Safety
+/// The caller has the handlers installed.
+pub unsafe fn peek(address: u64) -> u64 {
+    // SAFETY: it only reads, and the handler returns as a function does.
+    unsafe { peek_handled(address) }
 }
 
 /// Exceptions taken by all threads.

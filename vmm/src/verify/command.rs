@@ -51,6 +51,10 @@ pub struct VerifyArgs {
     /// Play on from every point, even if the machine is in a state from which it was played on before.
     #[arg(long)]
     play_all: bool,
+    /// Put the target together in a second machine, of that configuration; interrupt-np, for example. It takes about
+    /// a second for each point.
+    #[arg(long, value_name = "CONFIGURATION")]
+    into: Option<Configuration>,
     /// Look at one point only, and show what there is to see: the seed, and the point's number.
     #[arg(long, value_name = "SEED:POINT", value_parser = replay)]
     replay: Option<(u64, u64)>,
@@ -62,7 +66,7 @@ pub struct VerifyArgs {
     jobs: Option<NonZeroUsize>,
     /// Instead, see whether this would find bugs: give kernels one each, of those named or all there are, and look
     /// for it in the scenes that it concerns until something goes wrong. Needs a build with `--features mutants`.
-    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["replay", "shard", "junit"])]
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["replay", "shard", "junit", "into"])]
     mutants: Option<Vec<String>>,
     /// Print one JSON object.
     #[arg(long)]
@@ -123,6 +127,7 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
         seed: args.seed,
         delay_stride: args.delays,
         play_all: args.play_all,
+        into: args.into,
     };
     if let Some(names) = &args.mutants {
         let hunt = Hunt {
@@ -154,7 +159,14 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
             })
         })
     });
-    let cells = cells.filter(|cell| cell.vcpus == 1 || cell.is_for_several());
+    if args.into.is_some() && args.vcpus != [1] {
+        return Err(Error::Config(
+            "a second machine is for scenes on one vCPU; leave out --vcpus or --into".into(),
+        ));
+    }
+    // In another machine, too, who comes first is another matter.
+    let in_order = |cell: &Cell| cell.vcpus == 1 && args.into.is_none();
+    let cells = cells.filter(|cell| in_order(cell) || cell.is_for_several());
     let (shard, shards) = args.shard.unwrap_or((1, 1));
     let cells: Vec<_> = cells.skip(shard - 1).step_by(shards).collect();
     if let Some((seed, point)) = args.replay {
@@ -164,7 +176,7 @@ pub fn command(args: &VerifyArgs) -> Result<u8, Error> {
                     .into(),
             ));
         };
-        return show(cell, seed, point);
+        return show(cell, args.into, seed, point);
     }
     let watch = Watch::new(cells.len());
     let job = Job {
@@ -210,8 +222,8 @@ fn print<T: Serialize>(
 }
 
 /// One point.
-fn show(cell: &Cell, seed: u64, point: u64) -> Result<u8, Error> {
-    let (text, findings) = Explorer::new(cell.clone())?.replay(seed, point)?;
+fn show(cell: &Cell, into: Option<Configuration>, seed: u64, point: u64) -> Result<u8, Error> {
+    let (text, findings) = Explorer::new(cell.clone(), into)?.replay(seed, point)?;
     print!("{text}");
     for state in &findings.states {
         println!("extracted: {state:x?}");

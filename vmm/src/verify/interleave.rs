@@ -117,6 +117,8 @@ impl Interleaving {
             }
             match stands(vm, vcpu).0 {
                 [_, HLT] => self.halted.insert(vcpu),
+                // It was paused while it waited.
+                [HLT, _] if steps == 0 => self.halted.insert(vcpu),
                 _ => self.halted.remove(&vcpu),
             };
             // It may have come there when its time was up.

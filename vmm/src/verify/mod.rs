@@ -6,7 +6,9 @@
 //! What comes of the scene must be what comes of it undisturbed; the state must be a legal entry into the
 //! kernel; and the two execution models must show the same states (OSDI '99, section 4.1).
 //!
-//! * `cell`: a scene in a configuration.
+//! * `cell`: a scene in a configuration; `explorer` takes it apart, `same` sees when that need not be played to its
+//!   end, `state` what is to be equal.
+//! * `elsewhere`: a second machine, in which what was taken apart is put together.
 //! * `interleave`: several vCPUs in turn.
 //! * `command`: the command.
 //! * `mutants`: whether kernels with bugs are found out.
@@ -14,9 +16,13 @@
 
 mod cell;
 pub mod command;
+mod elsewhere;
+mod explorer;
 mod interleave;
 pub mod mutants;
 mod report;
+mod same;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,8 +34,10 @@ use crate::config::{Configuration, Model, Preempt, VmConfig};
 use crate::error::Error;
 use crate::vm::Vm;
 
-pub use cell::{Cell, Divergence, Explorer, Findings, PROGRAM, Plan, State};
+pub use cell::{Cell, Divergence, Findings, PROGRAM, Plan};
+pub use explorer::Explorer;
 pub use report::{Difference, Verification};
+pub use state::State;
 
 /// Names of all scenes, as the program lists them.
 ///
@@ -69,39 +77,7 @@ pub trait Progress: Sync {
 /// If a scene cannot be played, or the host fails.
 pub fn verify(job: &Job<'_>) -> Result<Verification, Error> {
     let started = Instant::now();
-    let cells = Mutex::new(job.cells.iter());
-    let found = Mutex::new(Vec::new());
-    let failed: Mutex<Option<Error>> = Mutex::new(None);
-    let stop = AtomicBool::new(false);
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let Some(cell) = lock(&cells).next() else {
-                break;
-            };
-            match explore(job, cell, &stop) {
-                Ok(findings) => {
-                    job.progress.done(&findings);
-                    lock(&found).push(findings);
-                }
-                Err(error) => {
-                    lock(&failed).get_or_insert(error);
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..job.jobs {
-            scope.spawn(work);
-        }
-        work();
-    });
-    if let Some(error) = lock(&failed).take() {
-        return Err(error);
-    }
-    let mut cells = std::mem::take(&mut *lock(&found));
-    let place = |cell: &Cell| job.cells.iter().position(|other| other == cell);
-    cells.sort_by_key(|findings| place(&findings.cell));
+    let cells = each(&job.cells, job.jobs, |cell, stop| explore(job, cell, stop))?;
     let complete = job.plan.stride == 1 && job.plan.budget.is_none();
     Ok(Verification {
         differences: if complete {
@@ -113,17 +89,60 @@ pub fn verify(job: &Job<'_>) -> Result<Verification, Error> {
         stride: job.plan.stride,
         budget: job.plan.budget,
         seed: job.plan.seed,
+        into: job.plan.into.map(|into| into.to_string()),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
 
+/// Does the work of every item, so many at once; what came of them, in order. `work` is told when to stop, since
+/// another one has failed.
+///
+/// # Errors
+/// The first error of the work.
+fn each<T: Sync, R: Send>(
+    items: &[T],
+    jobs: usize,
+    work: impl Fn(&T, &AtomicBool) -> Result<R, Error> + Sync,
+) -> Result<Vec<R>, Error> {
+    let left = Mutex::new(items.iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let failed = Mutex::new(None);
+    let stop = AtomicBool::new(false);
+    let next = || lock(&left).next().filter(|_| !stop.load(Ordering::Relaxed));
+    let worker = || {
+        while let Some((number, item)) = next() {
+            match work(item, &stop) {
+                Ok(result) => {
+                    lock(&done).insert(number, result);
+                }
+                Err(error) => {
+                    lock(&failed).get_or_insert(error);
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..jobs {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    match lock(&failed).take() {
+        Some(error) => Err(error),
+        None => Ok(std::mem::take(&mut *lock(&done)).into_values().collect()),
+    }
+}
+
 fn explore(job: &Job<'_>, cell: &Cell, stop: &AtomicBool) -> Result<Findings, Error> {
-    let explorer = Explorer::new(cell.clone())?;
+    let explorer = Explorer::new(cell.clone(), job.plan.into)?;
     job.progress.begins(cell, job.plan.count(explorer.points));
-    explorer.explore(&job.plan, &|_| {
+    let findings = explorer.explore(&job.plan, &|_| {
         job.progress.point();
         !stop.load(Ordering::Relaxed)
-    })
+    })?;
+    job.progress.done(&findings);
+    Ok(findings)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

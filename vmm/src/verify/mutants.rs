@@ -1,15 +1,13 @@
 //! Whether bugs would be found: kernels with one each, which must be found out.
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::thread;
 use std::time::Instant;
 
 use fluke_abi::mutant::Mutant;
 use serde::Serialize;
 
-use super::cell::Unplayable;
-use super::{Cell, Explorer, Plan, lock};
+use super::explorer::Unplayable;
+use super::{Cell, Explorer, Plan, each};
 use crate::config::{Configuration, Model, Preempt};
 use crate::error::Error;
 
@@ -31,6 +29,14 @@ impl Kernels {
             Self::Process => configuration.model() == Model::Process,
             Self::Full => configuration.preempt() == Preempt::Full,
         }
+    }
+}
+
+/// On how many vCPUs a bug can be seen: on one most often, where all comes again in the same way.
+const fn vcpus(mutant: Mutant) -> u32 {
+    match mutant {
+        Mutant::stop_unheard | Mutant::stop_not_awaited | Mutant::shootdown_missed => 2,
+        _ => 1,
     }
 }
 
@@ -75,6 +81,8 @@ const fn habitat(mutant: Mutant) -> (Kernels, &'static [&'static str]) {
         }
         Mutant::sleeper_left | Mutant::doorbell_lost => (All, &["thread_sleep"]),
         Mutant::translation_left => (All, &["mapping_destroy"]),
+        Mutant::stop_unheard | Mutant::stop_not_awaited => (All, &["mutex_lock", "cond_wait"]),
+        Mutant::shootdown_missed => (All, &["mapping_destroy-used"]),
     }
 }
 
@@ -160,28 +168,11 @@ pub struct Verdicts {
 /// If this build has no kernels with bugs, a scene cannot be played without any, or the host fails.
 pub fn hunt(hunt: &Hunt) -> Result<Verdicts, Error> {
     let started = Instant::now();
-    let left = Mutex::new(hunt.mutants.iter().enumerate());
-    let found = Mutex::new(Vec::new());
-    let work = || {
-        while let Some((number, &mutant)) = {
-            let mut left = lock(&left);
-            left.next()
-        } {
-            let verdict = look_for(hunt, mutant);
-            lock(&found).push((number, verdict));
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..hunt.jobs {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let mut found = std::mem::take(&mut *lock(&found));
-    found.sort_by_key(|(number, _)| *number);
-    let mutants: Result<_, _> = found.into_iter().map(|(_, verdict)| verdict).collect();
+    let mutants = each(&hunt.mutants, hunt.jobs, |&mutant, _| {
+        look_for(hunt, mutant)
+    })?;
     Ok(Verdicts {
-        mutants: mutants?,
+        mutants,
         seed: hunt.plan.seed,
         seconds: started.elapsed().as_secs_f64(),
     })
@@ -211,7 +202,7 @@ fn look_for(hunt: &Hunt, mutant: Mutant) -> Result<Verdict, Error> {
         scenes.iter().map(move |scene| Cell {
             scene: scene.clone(),
             configuration,
-            vcpus: 1,
+            vcpus: vcpus(mutant),
         })
     });
     while verdict.killed.is_none()
@@ -239,7 +230,7 @@ fn look_in(
             what,
         })
     };
-    let sane = Explorer::new(cell.clone())?;
+    let sane = Explorer::new(cell.clone(), None)?;
     let machine = cell.machine()?.mutate(mutant)?;
     let findings = match Explorer::with(cell.clone(), machine, Some(&sane)) {
         Ok(explorer) => explorer.explore(plan, &|findings| findings.diverged.is_empty())?,

@@ -33,6 +33,8 @@ pub struct Verification {
     pub budget: Option<u64>,
     /// Of the choice.
     pub seed: u64,
+    /// Configuration of the second machine, in which the target was put together, if there was one.
+    pub into: Option<String>,
     /// Time, seconds.
     pub seconds: f64,
 }
@@ -77,11 +79,13 @@ impl Verification {
             );
         }
         text.push_str(&self.delays());
+        let into = self.into.as_ref();
+        let option = into.map_or_else(String::new, |into| format!(" --into {into}"));
         for cell in &self.cells {
             for divergence in &cell.diverged {
                 let _ = writeln!(
                     text,
-                    "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --vcpus {} --replay {}:{}",
+                    "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --vcpus {}{option} --replay {}:{}",
                     cell.cell,
                     divergence.point,
                     divergence.same,
@@ -107,8 +111,9 @@ impl Verification {
         let run = sum(|cell| cell.run);
         let _ = writeln!(
             text,
-            "\n{} cells, {} points, {run} run, {} of these the same as others, {} missed, {} diverged, {} states of one model alone; {:.0} s, {:.0} points/s",
+            "\n{} cells{}, {} points, {run} run, {} of these the same as others, {} missed, {} diverged, {} states of one model alone; {:.0} s, {:.0} points/s",
             self.cells.len(),
+            into.map_or_else(String::new, |into| format!(" into {into}")),
             sum(|cell| cell.points),
             sum(|cell| cell.same),
             sum(|cell| cell.missed),

@@ -7,17 +7,18 @@
 //! is marked by [`MARK`]. By itself the program lists its scenes, or plays one.
 
 mod scenes;
+mod short;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::AcqRel};
 
-use fluke_abi::audit::{MARK, News, Outcome, RESULTS_MAX, TARGET_HASH, Told};
+use fluke_abi::audit::{ELSEWHERE, MARK, News, Outcome, RESULTS_MAX, TARGET_HASH, Told};
 use fluke_abi::code::Status;
 use fluke_abi::state::{MutexState, PRIORITY_DEFAULT, PRIORITY_MAX, ThreadFlags, ThreadState};
 use libfluke::object::{Mutex, Ref, Target as _, Thread, ThreadLinks};
 use libfluke::startup::{self, startup};
-use libfluke::{heap, println, sys, thread};
+use libfluke::{heap, parent, println, sys, thread};
 
 use crate::handler;
 use scenes::{After, Scene, Script};
@@ -86,8 +87,13 @@ unsafe extern "C" fn play(player: *const Player) -> ! {
         while let Some(&(word, registers)) = calls.get(next) {
             // Not a constant, which the compiler could come to have in `rbp` elsewhere.
             let mark = core::hint::black_box(if *marked == Some(next) { MARK } else { 0 });
-            // SAFETY: whatever the registers point to is leaked.
-            let result = unsafe { handler::call_marked(word.0, registers, mark) };
+            // SAFETY: whatever the registers point to is leaked, and the handlers are installed.
+            let result = unsafe {
+                match word.0 {
+                    scenes::PEEK => handler::peek(registers[0]),
+                    word => handler::call_marked(word, registers, mark),
+                }
+            };
             if *after == After::Done {
                 // SAFETY: this player's alone; `Scene` has no longer scripts.
                 unsafe { (*player.results)[next] = result };
@@ -148,10 +154,16 @@ struct Auditor {
     links: &'static ThreadLinks,
     owner: &'static Ref,
     mutexes: &'static [&'static Mutex],
+    /// Whether the target is put together in another machine: the program goes there in between.
+    elsewhere: bool,
 }
 
 impl Auditor {
-    fn new(target: &'static Thread, mutexes: &'static [&'static Mutex]) -> Result<Self, Status> {
+    fn new(
+        target: &'static Thread,
+        mutexes: &'static [&'static Mutex],
+        elsewhere: bool,
+    ) -> Result<Self, Status> {
         let owner = Ref::alloc()?;
         Ok(Self {
             target,
@@ -159,14 +171,19 @@ impl Auditor {
             links: ThreadLinks::alloc()?,
             owner,
             mutexes,
+            elsewhere,
         })
     }
 
-    fn audit(&self) {
+    /// The host has rung for that time.
+    fn audit(&self, rung: u64) {
         let mut state = self.target.state(Some(self.links));
         // SAFETY: only the auditor writes it.
         unsafe { (*AUDITED.0.get()).state = state };
         tell(&AUDITED, News::Taken);
+        if self.elsewhere {
+            parent::checkpoint(rung);
+        }
         let owned: Vec<_> = self
             .mutexes
             .iter()
@@ -216,7 +233,7 @@ impl Auditor {
 }
 
 /// Plays a scene, and waits for the host.
-fn run(name: &str) -> Result<(), Status> {
+fn run(name: &str, elsewhere: bool) -> Result<(), Status> {
     let [target, partner] = [Thread::alloc()?, Thread::alloc()?];
     target.destroy();
     let mut hash = TARGET_HASH;
@@ -263,7 +280,7 @@ fn run(name: &str) -> Result<(), Status> {
         };
         states.push((thread, make(thread, player, priorities[n])?));
     }
-    let auditor = Auditor::new(target, mutexes)?;
+    let auditor = Auditor::new(target, mutexes, elsewhere)?;
     tell(&AUDITED, News::Ready);
     for (thread, state) in &states {
         // SAFETY: the states are the threads' own.
@@ -272,19 +289,25 @@ fn run(name: &str) -> Result<(), Status> {
     let mut heard = 0;
     loop {
         // SAFETY: the call has no pointers.
-        heard = unsafe { sys::machine_listen(heard) };
-        auditor.audit();
+        let rung = unsafe { sys::machine_listen(heard) };
+        // In another machine it has not rung.
+        if rung > heard {
+            auditor.audit(rung);
+        }
+        heard = rung;
     }
 }
 
 /// The program.
 pub fn main() -> u64 {
-    let Some(name) = startup::args().nth(1) else {
-        scenes::NAMES.iter().for_each(|name| println!("{name}"));
+    let mut args = startup::args().skip(1);
+    let Some(name) = args.next() else {
+        scenes::names().for_each(|name| println!("{name}"));
         return 0;
     };
+    let elsewhere = args.next() == Some(ELSEWHERE);
     let auditor = thread::spawn(move || {
-        if let Err(status) = run(name) {
+        if let Err(status) = run(name, elsewhere) {
             println!("audit: cannot set the scene: {}", status.name());
             tell(&AUDITED, News::Failed);
         }

@@ -1,11 +1,13 @@
-//! The scenes: one for each entry point that may sleep, by name; in some, messages fault, are long, or lie in
-//! tables of buffers and references; and some for what else a state, or a call, may lose.
+//! The scenes: one for each entry point that may sleep, by name, and one for each of the others ([`short`]). In
+//! some, messages fault, are long, or lie in tables of buffers and references; and some are for what else a state,
+//! or a call, may lose.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use fluke_abi::code::{Status, Wakeup};
 use fluke_abi::entry::Entry;
+use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::PAGE_SIZE;
 use fluke_abi::state::{MutexState, ObjectSpec, SavedState, ThreadState};
 use libfluke::heap;
@@ -13,6 +15,7 @@ use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Target as _, Task, Thread};
 use libfluke::space::{Export, READ_WRITE};
 use libfluke::startup::startup;
 
+use super::short;
 use crate::caller::{Call, plain};
 
 /// What a player does when it has made its calls.
@@ -49,7 +52,12 @@ pub struct Scene {
 }
 
 /// Names of all scenes.
-pub const NAMES: &[&str] = &[
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SLEEPING.iter().copied().chain(short::names())
+}
+
+/// Of those of calls that may sleep.
+const SLEEPING: &[&str] = &[
     "thread_destroy",
     "thread_get_state",
     "thread_interrupt",
@@ -95,6 +103,7 @@ pub const NAMES: &[&str] = &[
     "ipc_client_connect_send_over_receive-tables",
     "ipc_server_over_receive-full",
     "ipc_call-served",
+    "mapping_destroy-used",
 ];
 
 /// Words of a message.
@@ -117,6 +126,10 @@ impl Size {
     }
 }
 
+/// Instead of a call's word: the player reads the word at the first register's address in user mode until it is not
+/// zero.
+pub const PEEK: u64 = u64::MAX;
+
 /// What a supervisor provides at once, at least.
 const CLUSTER: u64 = 64 << 10;
 
@@ -124,7 +137,7 @@ const CLUSTER: u64 = 64 << 10;
 type Part = (u64, u64);
 
 /// Addresses that nothing else has.
-const VIEW: u64 = 0x32_0000_0000;
+pub const VIEW: u64 = 0x32_0000_0000;
 
 const NOTHING: Part = (0, 0);
 /// Words of a small message.
@@ -171,7 +184,7 @@ impl Buffers {
 }
 
 /// A script that ends.
-fn script<const N: usize>(calls: [Call; N], marked: usize) -> Script {
+pub fn script(calls: impl Into<Vec<Call>>, marked: usize) -> Script {
     Script {
         calls: calls.into(),
         marked: Some(marked),
@@ -180,7 +193,7 @@ fn script<const N: usize>(calls: [Call; N], marked: usize) -> Script {
 }
 
 /// Of the partner.
-fn partner<const N: usize>(calls: [Call; N]) -> Script {
+pub fn partner<const N: usize>(calls: [Call; N]) -> Script {
     Script {
         calls: calls.into(),
         marked: None,
@@ -198,7 +211,8 @@ impl Script {
     }
 }
 
-fn scene(target: Script, partner: Script) -> Scene {
+/// In which the target begins.
+pub fn scene(target: Script, partner: Script) -> Scene {
     Scene {
         target,
         partner,
@@ -354,6 +368,17 @@ fn messages(entry: Entry, size: Size) -> Result<Option<Scene>, Status> {
             script([to(entry, sent, NOTHING)], 0),
             partner([serve(theirs)]),
         ),
+        ipc_client_disconnect => scene(script([rpc(sent, first), leave], 1), answer()),
+        ipc_server_disconnect => {
+            let send = on(ipc_server_ack_send, sent, NOTHING);
+            scene(script([serve(first), send, drop], 2), ask())
+        }
+        ipc_client_alert => {
+            let more = on(ipc_server_receive, NOTHING, theirs_too);
+            let server = partner([serve(theirs), more, drop]);
+            scene(script([connect, done(entry), leave], 1), server)
+        }
+        ipc_server_alert => scene(script([serve(first), done(entry), drop], 1), ask()),
         _ => return Ok(None),
     };
     Ok(Some(Scene {
@@ -487,7 +512,7 @@ fn tables() -> Result<Scene, Status> {
 }
 
 /// A mutex that a thread owns.
-fn owned_mutex(owner: &'static Thread) -> Result<&'static Mutex, Status> {
+pub fn owned_mutex(owner: &'static Thread) -> Result<&'static Mutex, Status> {
     let mutex = Mutex::alloc()?;
     let locked = MutexState {
         locked: 1,
@@ -554,17 +579,35 @@ fn state(target: &'static Thread, other: &'static Thread) -> Result<Scene, Statu
     })
 }
 
-/// Memory is used through a mapping until there is none.
-fn unmap() -> Result<Scene, Status> {
+/// Memory is used through a mapping until there is none: by calls; or, if `used`, by the partner's user code, on
+/// whichever CPU that is, while the mapping goes away. What is then written to the memory it cannot see.
+fn unmap(used: bool) -> Result<Scene, Status> {
     use Entry::*;
     let memory = heap::pages(PAGE_SIZE).ok_or(Status::NoMemory)?;
     // SAFETY: the memory was just allocated.
     unsafe { *(memory as *mut u64) = 0 };
     let export = Export::alloc(memory, PAGE_SIZE, READ_WRITE, None)?;
     let mapping = export.map(memory, PAGE_SIZE, READ_WRITE, &startup().space, VIEW)?;
-    let write = plain(thread_get_saved_state, &[0, VIEW]);
     let unmap = plain(mapping_destroy, &[mapping.handle() as u64]);
+    if used {
+        let write = plain(thread_get_handlers, &[0, memory]);
+        let read = (CallWord(PEEK), [VIEW, 0, 0, 0, 0, 0, 0, 0, 0]);
+        return Ok(scene(script([unmap, write], 0), partner([read])));
+    }
+    let write = plain(thread_get_saved_state, &[0, VIEW]);
     Ok(scene(script([write, unmap, write], 1), partner([])))
+}
+
+/// Somebody waits whom the call wakes.
+fn wake(entry: Entry, other: &'static Thread) -> Result<Scene, Status> {
+    let (mutex, cond) = (owned_mutex(other)?, Cond::alloc()?);
+    let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
+    let wait = plain(Entry::cond_wait, &[on, at]);
+    let unlock = plain(Entry::mutex_unlock, &[at]);
+    Ok(Scene {
+        partner_first: true,
+        ..scene(script([plain(entry, &[on])], 0), partner([wait, unlock]))
+    })
 }
 
 fn cond_wait(target: &'static Thread) -> Result<Scene, Status> {
@@ -681,7 +724,7 @@ pub fn find(
         "long" => Size::Long,
         _ => Size::Short,
     };
-    if !NAMES.contains(&name) {
+    if !names().any(|known| known == name) {
         return Ok(None);
     }
     let rows = &mut fluke_abi::entry::TABLE.iter();
@@ -696,8 +739,9 @@ pub fn find(
         (Entry::thread_sleep, "state") => state(target, other).map(Some),
         (Entry::mutex_lock, _) => mutex_lock(other).map(Some),
         (Entry::cond_wait, _) => cond_wait(target).map(Some),
+        (Entry::cond_signal | Entry::cond_broadcast, _) => wake(entry, other).map(Some),
         (Entry::region_search, _) => search().map(Some),
-        (Entry::mapping_destroy, _) => unmap().map(Some),
+        (Entry::mapping_destroy, variant) => unmap(variant == "used").map(Some),
         (_, "tables") => tables().map(Some),
         (_, "full") => full().map(Some),
         _ => match messages(entry, size)? {
@@ -706,7 +750,10 @@ pub fn find(
                 partner_first: variant == "served",
                 ..scene
             })),
-            None => threads(entry, target, other),
+            None => match threads(entry, target, other)? {
+                Some(scene) => Ok(Some(scene)),
+                None => short::find(entry, target),
+            },
         },
     }
 }
