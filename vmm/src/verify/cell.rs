@@ -71,8 +71,8 @@ pub struct Findings {
     pub points: u64,
     /// Points looked at.
     pub run: u64,
-    /// Of these, points after which the doorbell's interrupt found all registers and all memory, but for times,
-    /// as after an earlier one: what comes of it is known.
+    /// Of these, points that are as good as another: interrupts were off until then, or the doorbell's found all
+    /// registers and all memory, but for times, as after another point. What comes of it is known.
     pub same: u64,
     /// Points that were not come to again: something else, the clock most often, happened before.
     pub missed: u64,

@@ -46,9 +46,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Count the instructions until the state is taken at every N-th point looked at; 0 is never.
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 256)]
     delays: u64,
-    /// Play on from every point, even if the machine is in a state from which it was played on before.
+    /// Ring at every point and play on from there, even where interrupts are off, or the machine is in a state from
+    /// which it was played on before.
     #[arg(long)]
     play_all: bool,
     /// Put the target together in a second machine, of that configuration; interrupt-np, for example. It takes about

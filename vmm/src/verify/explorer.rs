@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
 use fluke_abi::entry::{Row, TABLE};
+use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::DOORBELL_VECTOR;
 use zerocopy::{FromBytes, FromZeros};
 
@@ -17,6 +18,7 @@ use super::elsewhere::Elsewhere;
 use super::interleave::{Ended, Interleaving, tells};
 use super::state::{State, difference};
 use crate::config::{Configuration, VmConfig};
+use crate::count::SWAPGS_IRETQ;
 use crate::error::Error;
 use crate::image;
 use crate::inspect::View;
@@ -31,6 +33,8 @@ use crate::vm::Vm;
 pub(super) const SETTING_PATIENCE: Duration = Duration::from_secs(20);
 /// A scene that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Of the flags.
+const INTERRUPT_FLAG: u64 = 1 << 9;
 /// Instructions to step before a snapshot is worth while.
 const SNAPSHOT_STEPS: u64 = 64;
 
@@ -201,7 +205,10 @@ impl Explorer {
     ) -> Result<Findings, Error> {
         let started = Instant::now();
         let mut findings = self.nothing();
-        for (number, point) in plan.points(self.points).into_iter().enumerate() {
+        let points = plan.points(self.points);
+        // Points before this one that are as good as this one.
+        let mut waiting = 0;
+        for (number, &point) in points.iter().enumerate() {
             if self.cell.vcpus > 1 {
                 self.disturb_interleaved(plan.seed, point, &mut findings)?;
                 if tick(&findings) {
@@ -217,13 +224,21 @@ impl Explorer {
                 let delay = self.delay()?;
                 *findings.delays.entry(delay).or_default() += u64::from(delay != 0);
             }
-            if self.go(point)? {
-                match self.elsewhere {
-                    Some(_) => self.disturb_elsewhere(point, &mut findings)?,
-                    None => self.disturb(point, plan.play_all, &mut findings)?,
-                }
+            let next = points.get(number as usize + 1);
+            if !self.go(point)? {
+                findings.missed += 1 + std::mem::take(&mut waiting);
+            } else if self.elsewhere.is_some() {
+                self.disturb_elsewhere(point, &mut findings)?;
+            } else if !plan.play_all && next == Some(&(point + 1)) && self.is_as_next()? {
+                waiting += 1;
             } else {
-                findings.missed += 1;
+                let divergence = self.disturb(point, plan.play_all, &mut findings)?;
+                findings.run += waiting;
+                findings.same += waiting;
+                if let Some(number) = divergence {
+                    findings.diverged[number].same += waiting;
+                }
+                waiting = 0;
             }
             if !tick(&findings) {
                 break;
@@ -254,7 +269,9 @@ impl Explorer {
         let text = format!("{stack}\n{}\n", self.threads());
         match self.elsewhere {
             Some(_) => self.disturb_elsewhere(point, &mut findings)?,
-            None => self.disturb(point, true, &mut findings)?,
+            None => {
+                self.disturb(point, true, &mut findings)?;
+            }
         }
         Ok((text, findings))
     }
@@ -323,8 +340,34 @@ impl Explorer {
         Ok(())
     }
 
-    /// Rings, and sees what comes of it.
-    fn disturb(&mut self, point: u64, play: bool, findings: &mut Findings) -> Result<(), Error> {
+    /// Whether the doorbell, if it rings here, is heard no sooner than if it rings at the next point: between them is
+    /// one instruction of the kernel's, before and after which interrupts are off (SDM vol. 3, 7.8.1). Takes that step.
+    fn is_as_next(&mut self) -> Result<bool, Error> {
+        let off = |vm: &mut Vm| {
+            let registers = vm.registers(0)?;
+            let open = registers.general.rflags & INTERRUPT_FLAG != 0;
+            (!open).then_some(registers.general.rip)
+        };
+        let Some(rip) = off(&mut self.vm) else {
+            return Ok(false);
+        };
+        // The way to user code is one step, and so is all that happens there.
+        let code: Option<[u8; 3]> = self.vm.memory().get(rip.wrapping_sub(KERNEL_IMAGE)).ok();
+        if code.is_none_or(|code| SWAPGS_IRETQ.starts_with(&code)) {
+            return Ok(false);
+        }
+        let next = Point::Marked(self.marks.calls[0], 1);
+        let came = matches!(self.vm.run_to(0, next, PATIENCE), Ok(true));
+        Ok(came && self.vm.steps(0) == 1 && off(&mut self.vm).is_some())
+    }
+
+    /// Rings, and sees what comes of it: the number of the divergence, if there is one.
+    fn disturb(
+        &mut self,
+        point: u64,
+        play: bool,
+        findings: &mut Findings,
+    ) -> Result<Option<usize>, Error> {
         let place = self.place();
         self.vm.ring(0)?;
         findings.run += 1;
@@ -353,7 +396,7 @@ impl Explorer {
                     let divergence = *divergence;
                     self.played
                         .extend(machine.into_iter().map(|other| (other, divergence)));
-                    return Ok(());
+                    return Ok(divergence);
                 }
                 machine.push(digest);
             }
@@ -374,7 +417,7 @@ impl Explorer {
         self.played
             .extend(machine.into_iter().map(|digest| (digest, number)));
         self.note(point, place, what, state, findings);
-        Ok(())
+        Ok(number)
     }
 
     /// As [`disturb`](Self::disturb), on several vCPUs: one of the interleavings of that seed and point.
