@@ -2,8 +2,9 @@
 //! `fluke_abi::layout` promise the kernel.
 //!
 //! ```text
-//! 0                 one page that stays unused
-//! 0x1000            page tables, boot information, small things
+//! 0                 1 MiB that stays unused: where machines of other VMMs have firmware (`crate::pvh`)
+//! TRAMPOLINE        pages for the trampoline of an image
+//! then              page tables, boot information, small things
 //! KERNEL_PHYSICAL   kernel image; the rest of its last 2 MiB page holds kernel stacks, which
 //!                   like the image's text have no place in the direct map
 //! next 2 MiB        programs, modules, pool; all that remains is the root program's memory
@@ -35,6 +36,11 @@ use crate::paging::{Entry, LARGE_PAGE, PageTables};
 
 /// Physical address of a flat guest and its entry point.
 pub const FLAT_BASE: u64 = 0x10_0000;
+/// Physical address of what [`crate::pvh`] adds to a machine: a page of code, and its page tables. Nothing that
+/// the kernel uses lies below.
+pub const TRAMPOLINE: u64 = 0x10_0000;
+/// Pages there.
+pub const TRAMPOLINE_PAGES: u64 = 5;
 /// Bytes of stack of each vCPU in a flat guest; the stacks end at the end of memory.
 const FLAT_STACK: u64 = 0x1000;
 
@@ -150,7 +156,7 @@ pub fn fluke(
 
     let mut plan = Plan {
         memory,
-        small: Frames::new(&[(PAGE_SIZE, KERNEL_PHYSICAL)]),
+        small: Frames::new(&[(TRAMPOLINE + TRAMPOLINE_PAGES * PAGE_SIZE, KERNEL_PHYSICAL)]),
         unmapped: Frames::new(&[(image_end, hole_end)]),
         large: Frames::new(&[(hole_end, memory.size())]),
         segments: Vec::new(),

@@ -24,6 +24,7 @@ use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::gdb::{self, address::Address};
 use crate::image;
 use crate::inspect::{Report, View};
+use crate::pvh::command::{self as pvh, ImageArgs};
 use crate::remote::{self, Answer, Request, client};
 use crate::script;
 use crate::snapshot::disk;
@@ -99,6 +100,8 @@ enum Commands {
         #[arg(long)]
         json: bool,
     },
+    /// Write the machine that `run` would build as a kernel image that other VMMs can boot.
+    Image(ImageArgs),
     /// Prove that system calls can be taken apart at any instruction, by doing it.
     Verify(VerifyArgs),
     /// Show what this host's KVM can do, and what that means.
@@ -234,6 +237,7 @@ pub fn main() -> ExitCode {
         Commands::Ps { json } => status(ps(json)),
         Commands::Test(args) => ended(script::main(&args)),
         Commands::Api { json } => status(api(json)),
+        Commands::Image(args) => ended(pvh::command(&args)),
         Commands::Verify(args) => ended(verify::command::command(&args)),
         Commands::Doctor { json } => status(doctor(json)),
     };
@@ -410,7 +414,8 @@ fn no_program() -> Error {
 /// What stands before the name of a built-in program where a path could stand.
 const BUILT_IN: &str = "builtin:";
 
-fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
+/// Reads the files that were given as a name and a path each.
+pub(crate) fn read_files(files: &[(String, String)]) -> Result<Vec<GuestFile>, Error> {
     let read = |(name, path): &(String, String)| {
         let data = match path.strip_prefix(BUILT_IN) {
             Some(program) => image::program(program)?,

@@ -292,6 +292,7 @@ impl PioDevice for EventPort {
         };
         if event == Event::FirstUser {
             self.0.get_or_init(Instant::now);
+            tracing::debug!("first user-mode instruction");
         }
         Some(Signal::Event(event))
     }

@@ -33,6 +33,16 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A file of the user's that cannot be written.
+    #[error(
+        "cannot write `{path}`: {source}; give the path of a file in a directory that you may write to"
+    )]
+    Write {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A directory that holds no snapshot that can be resumed, or cannot hold one.
     #[error("snapshot `{path}`: {why}")]
     Snapshot {
@@ -88,9 +98,11 @@ impl Error {
     /// Exit status of a command that ends with this error.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Image { .. } | Self::File { .. } | Self::Snapshot { .. } => {
-                STATUS_MISUSE
-            }
+            Self::Config(_)
+            | Self::Image { .. }
+            | Self::File { .. }
+            | Self::Write { .. }
+            | Self::Snapshot { .. } => STATUS_MISUSE,
             _ => STATUS_FAILURE,
         }
     }

@@ -37,12 +37,13 @@ const WIDE_APIC_IDS: u32 = 255;
 const TIMING_LEAF: u32 = 0x4000_0010;
 const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 
-const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
+pub(crate) const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
 const CR3_WRITE_THROUGH: u64 = 1 << 3;
-const CR4: u64 = 0x620; // OSXMMEXCPT OSFXSR PAE
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER: u64 = 0xd00; // NXE LMA LME
+pub(crate) const CR4: u64 = 0x620; // OSXMMEXCPT OSFXSR PAE
+pub(crate) const CR4_SMEP: u64 = 1 << 20;
+pub(crate) const CR4_SMAP: u64 = 1 << 21;
+pub(crate) const EFER: u64 = 0xd00; // NXE LMA LME
+pub(crate) const EFER_LMA: u64 = 1 << 10;
 
 /// Opens the KVM device.
 ///

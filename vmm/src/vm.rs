@@ -576,7 +576,7 @@ impl Drop for Vm {
     }
 }
 
-fn check_sizes(config: &VmConfig) -> Result<(), Error> {
+pub(crate) fn check_sizes(config: &VmConfig) -> Result<(), Error> {
     let memory = Size(config.memory);
     if config.vcpus == 0 {
         return Err(Error::Config(
@@ -612,7 +612,7 @@ fn check_sizes(config: &VmConfig) -> Result<(), Error> {
 
 /// Fills the memory. Returns what the machine is, how its vCPUs start if they do not go on from
 /// somewhere, and the image that has the symbols.
-fn lay_out(
+pub(crate) fn lay_out(
     config: &VmConfig,
     memory: &Memory,
     processor: Processor,
