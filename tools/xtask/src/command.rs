@@ -4,6 +4,7 @@
 //! Everything is carried in under its host path and the command starts in the host's working
 //! directory, so arguments mean in the lab what they mean outside and are passed on as they are.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write;
 use std::fs;
@@ -30,13 +31,22 @@ pub fn commands(words: &[String]) -> impl Iterator<Item = &[String]> {
 pub fn archive(binary: &Path, words: &[String], fetch: Option<&Path>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file(Path::new(PROGRAM), true, &read(binary)?);
-    for library in libraries(binary)? {
-        archive.file(&library, true, &read(&library)?);
-    }
+    let mut programs = vec![binary.to_path_buf()];
     let here = env::current_dir().context("no working directory")?;
     archive.directory(&here);
     for file in words.iter().flat_map(|word| files(word)) {
-        archive.file(&absolute(&file)?, true, &read(&file)?);
+        let content = read(&file)?;
+        archive.file(&absolute(&file)?, true, &content);
+        if content.starts_with(b"\x7fELF") {
+            programs.push(file);
+        }
+    }
+    let libraries: Vec<_> = programs
+        .iter()
+        .map(|path| libraries(path))
+        .collect::<Result<_>>()?;
+    for library in libraries.into_iter().flatten().collect::<BTreeSet<_>>() {
+        archive.file(&library, true, &read(&library)?);
     }
     let script = script(&here, words, fetch);
     archive.file(Path::new(SCRIPT), true, script.as_bytes());

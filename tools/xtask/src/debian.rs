@@ -37,6 +37,11 @@ pub fn ensure_qemu() -> Result<()> {
     Ok(())
 }
 
+/// Path of QEMU.
+pub fn qemu() -> Result<PathBuf> {
+    found(QEMU).with_context(|| format!("there is no {QEMU} on PATH"))
+}
+
 /// Downloads a kernel image package and unpacks it below `work`; returns where it is.
 pub fn fetch_kernel(work: &Path) -> Result<PathBuf> {
     eprintln!("lab: fetching Debian's kernel");
@@ -136,6 +141,12 @@ fn run(command: &mut Command) -> Result<Output> {
 }
 
 fn on_path(program: &str) -> bool {
+    found(program).is_some()
+}
+
+fn found(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
 }

@@ -56,6 +56,25 @@ pub struct Options {
 }
 
 impl Options {
+    /// To run commands with another program in flukevm's place, for so long, and to bring out a file.
+    pub fn of(
+        binary: PathBuf,
+        command: Vec<String>,
+        fetch: Option<PathBuf>,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            cpus: None,
+            memory: "2G".into(),
+            icount: false,
+            timeout,
+            keep: false,
+            fetch,
+            binary: Some(binary),
+            command,
+        }
+    }
+
     /// Number of CPUs. QEMU 7.2 hands the instruction count from one CPU to the next so rarely
     /// that Linux never gets to start a second one.
     fn cpus(&self) -> Result<u32> {
@@ -156,7 +175,7 @@ fn tail(messages: &str) -> String {
 }
 
 /// Builds flukevm as a user would and returns the program. Silent unless it has never been built.
-fn build(target: &Path) -> Result<PathBuf> {
+pub fn build(target: &Path) -> Result<PathBuf> {
     let binary = target.join("release/flukevm");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -185,7 +204,7 @@ fn build(target: &Path) -> Result<PathBuf> {
 }
 
 /// Cargo's target directory, which this program is in: `TARGET/debug/xtask`.
-fn target_directory() -> Result<PathBuf> {
+pub fn target_directory() -> Result<PathBuf> {
     let program = env::current_exe().context("cannot tell where this program is")?;
     let directory = program.parent().and_then(Path::parent);
     Ok(directory.context("not run by cargo")?.to_path_buf())

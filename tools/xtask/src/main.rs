@@ -1,7 +1,7 @@
 //! `cargo xtask`: tasks of the project that are not the product.
 //!
-//! One task so far, the lab: [`lab`] runs a flukevm command inside QEMU on a Linux with
-//! `kvm_amd`, which is the only hardware-like `/dev/kvm` there is on the development machines.
+//! The lab: [`lab`] runs a flukevm command inside QEMU on a Linux with `kvm_amd`, which is the only
+//! hardware-like `/dev/kvm` there is on the development machines. [`peers`] measures flukevm beside other VMMs.
 
 mod command;
 mod cpio;
@@ -9,6 +9,7 @@ mod debian;
 mod initramfs;
 mod lab;
 mod modules;
+mod peers;
 mod qemu;
 
 use std::process::ExitCode;
@@ -21,14 +22,19 @@ use clap::Parser;
 enum Task {
     /// Run a flukevm command in QEMU on a Linux with kvm_amd
     Lab(lab::Options),
+    /// Measure how long flukevm and other VMMs take to boot the same guest
+    Peers(peers::Options),
 }
 
 fn main() -> ExitCode {
-    let Task::Lab(options) = Task::parse();
-    match lab::run(&options) {
+    let (name, result) = match Task::parse() {
+        Task::Lab(options) => ("lab", lab::run(&options)),
+        Task::Peers(options) => ("peers", peers::run(&options)),
+    };
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("lab: {error:#}");
+            eprintln!("{name}: {error:#}");
             ExitCode::from(lab::STATUS_BROKEN)
         }
     }
