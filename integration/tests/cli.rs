@@ -470,3 +470,59 @@ fn a_program_that_is_written_to_a_file_and_brought_back() {
         ),
     );
 }
+
+/// Runs a program with its profile in a file of that name; what is there, and the JSON result.
+fn profiled(file: &str, args: &[&str]) -> (String, serde_json::Value) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(file);
+    let mut command = command(&["run", "--json", "--profile"]);
+    command.arg(&path).args(args);
+    let ended = ended(command);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let result = serde_json::from_str(&ended.stdout).unwrap();
+    (fs::read_to_string(path).unwrap(), result)
+}
+
+#[test]
+fn a_profile_is_of_all_instructions_and_names_functions() {
+    for model in ["process", "interrupt"] {
+        let (folded, result) = profiled("p.folded", &["--model", model, "costs", "mutex"]);
+        let stacks: Vec<_> = folded
+            .lines()
+            .map(|l| l.rsplit_once(' ').unwrap())
+            .collect();
+        let counted = |stacks: &mut dyn Iterator<Item = &(&str, &str)>| {
+            let counts = stacks.map(|(_, count)| count.parse::<u64>().unwrap());
+            counts.sum::<u64>()
+        };
+        let rows = result["counts"].as_array().unwrap();
+        let total = |row: &serde_json::Value| row["total"].as_u64().unwrap();
+        assert_eq!(
+            counted(&mut stacks.iter()),
+            rows.iter().map(total).sum::<u64>()
+        );
+        // What is called and what is inlined; a visit is what its entry point says.
+        let lock = rows
+            .iter()
+            .find(|row| row["entry"] == "mutex_lock")
+            .unwrap();
+        let locks = || stacks.iter().filter(|(s, _)| s.starts_with("mutex_lock;"));
+        assert_eq!(counted(&mut locks()), total(lock));
+        for function in [";boundary::trap;", ";entry::mutex::mutex_lock"] {
+            assert!(locks().any(|(s, _)| s.contains(function)), "{folded}");
+        }
+    }
+}
+
+#[test]
+fn a_profile_is_a_flame_graph() {
+    let (graph, _) = profiled("p.svg", &["costs", "null"]);
+    assert!(graph.contains("<svg") && graph.contains("thread_self"));
+    let mut nowhere = command(&["run", "--profile", "/no/such/p.svg", "hello"]);
+    nowhere.env("FLUKEVM_LOG", "error");
+    refused(
+        nowhere,
+        MISUSE,
+        "cannot write `/no/such/p.svg`: No such file or directory (os error 2)",
+    );
+}

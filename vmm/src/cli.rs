@@ -3,7 +3,8 @@
 //! The guest's console is standard output, everything of ours is standard error. Exit statuses are
 //! in [`crate::stop`].
 
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::error::{Error, STATUS_FAILURE, STATUS_MISUSE};
 use crate::gdb::{self, address::Address};
 use crate::image;
 use crate::inspect::{Report, View};
+use crate::profile;
 use crate::pvh::command::{self as pvh, ImageArgs};
 use crate::remote::{self, Answer, Request, client};
 use crate::script;
@@ -149,11 +151,15 @@ struct RunArgs {
     /// and for one vCPU only.
     #[arg(long, conflicts_with = "snapshot_to")]
     count: bool,
+    /// Step through the kernel and write where its instructions are: folded stacks to FILE.folded, a flame
+    /// graph to any other FILE. As --count otherwise.
+    #[arg(long, value_name = "FILE", conflicts_with = "snapshot_to")]
+    profile: Option<PathBuf>,
     /// Wait for gdb to connect, and let it debug the machine; at a port of the loopback interface, or a
     /// socket, whose path has a `/` in it.
     #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true,
           default_missing_value = gdb::address::DEFAULT,
-          conflicts_with_all = ["count", "snapshot_to"])]
+          conflicts_with_all = ["count", "profile", "snapshot_to"])]
     gdb: Option<Address>,
     /// Name of a built-in guest program, or path of an ELF file built against libfluke; what
     /// follows are the program's own arguments.
@@ -294,14 +300,20 @@ fn run(args: &RunArgs) -> Result<u8, Error> {
     let mut config = machine(args, configuration)?;
     config.vcpus = args.vcpus;
     config.memory = args.mem.0;
-    config.count = args.count;
-    run_machine(config, &args.common, args.gdb.as_ref())
+    config.count = args.count || args.profile.is_some();
+    config.profile = args.profile.is_some();
+    run_machine(
+        config,
+        &args.common,
+        args.gdb.as_ref(),
+        args.profile.as_deref(),
+    )
 }
 
 fn resume(args: &ResumeArgs) -> Result<u8, Error> {
     if is_saved(&args.machine) {
         let snapshot = disk::load(Path::new(&args.machine))?;
-        return run_machine(VmConfig::snapshot(snapshot), &args.common, None);
+        return run_machine(VmConfig::snapshot(snapshot), &args.common, None, None);
     }
     if args.common.is_any() {
         return Err(Error::Config(format!(
@@ -339,6 +351,7 @@ fn run_machine(
     mut config: VmConfig,
     args: &CommonArgs,
     debugger: Option<&Address>,
+    profile: Option<&Path>,
 ) -> Result<u8, Error> {
     config.timeout = args.timeout;
     config.signals = true;
@@ -355,6 +368,9 @@ fn run_machine(
     if let Some(plan) = &plan {
         disk::prepare(&plan.directory)?;
     }
+    // Before the machine runs, which may take long.
+    let profile = profile.map(|path| Ok::<_, Error>((path, create(path)?)));
+    let profile = profile.transpose()?;
     let store = config.store.clone();
     let mut vm = Vm::new(config)?;
     match &args.name {
@@ -376,7 +392,19 @@ fn run_machine(
         tracing::warn!("no checkpoint was written to `{}`", path.display());
     }
     report(args, vcpus, configuration, &outcome);
+    if let Some((path, file)) = profile {
+        let written = profile::Form::of(path).write(&outcome.profile, BufWriter::new(file));
+        written.map_err(|error| unwritable(path, &error))?;
+    }
     Ok(outcome.stop.status())
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    File::create(path).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::Config(format!("cannot write `{}`: {error}", path.display()))
 }
 
 /// What the arguments say is to be run.

@@ -240,6 +240,8 @@ pub struct VmConfig {
     pub sampling: Option<Duration>,
     /// Whether to count the kernel's instructions, see [`crate::count`]. Needs one vCPU.
     pub count: bool,
+    /// Whether to note where they are as well, see [`crate::profile`].
+    pub profile: bool,
     /// The file that the guest can write, see [`crate::store`].
     pub store: Option<PathBuf>,
     /// What the guest's clock shows at first, nanoseconds.
@@ -258,6 +260,7 @@ impl VmConfig {
             signals: false,
             sampling: None,
             count: false,
+            profile: false,
             store: None,
             clock: 0,
         }

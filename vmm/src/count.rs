@@ -20,10 +20,15 @@ use object::{Object, ObjectSection, ObjectSymbol};
 use crate::crash::demangle;
 use crate::error::Error;
 use crate::memory::Memory;
+use crate::profile::Profile;
 
 /// Instructions of every visit, by what the visit was for.
 #[derive(Debug, Default)]
-pub struct Counts(BTreeMap<String, Vec<u32>>);
+pub struct Counts {
+    visits: BTreeMap<String, Vec<u32>>,
+    /// Where they were, if that is wanted.
+    pub profile: Option<Profile>,
+}
 
 /// Counts that a vCPU adds to and its machine reads.
 pub type SharedCounts = Arc<Mutex<Counts>>;
@@ -41,11 +46,13 @@ pub struct Visits {
     pub median: u32,
     /// Most.
     pub max: u32,
+    /// All together.
+    pub total: u64,
 }
 
 impl Counts {
     fn add(&mut self, entry: String, instructions: u32) {
-        self.0.entry(entry).or_default().push(instructions);
+        self.visits.entry(entry).or_default().push(instructions);
     }
 
     /// One row for each kind of visit, in order of names.
@@ -59,17 +66,18 @@ impl Counts {
                 min: sorted[0],
                 median: sorted[sorted.len() / 2],
                 max: sorted[sorted.len() - 1],
+                total: sorted.iter().map(|count| u64::from(*count)).sum(),
             }
         };
-        self.0.iter().map(row).collect()
+        self.visits.iter().map(row).collect()
     }
 }
 
 /// The rows of [`Counts`] for people.
 pub fn table(rows: &[Visits]) -> String {
     let mut text = format!(
-        "{:40} {:>7} {:>7} {:>7} {:>7}\n",
-        "CPL 0 instructions", "visits", "min", "median", "max"
+        "{:40} {:>7} {:>7} {:>7} {:>7} {:>9}\n",
+        "CPL 0 instructions", "visits", "min", "median", "max", "total"
     );
     for Visits {
         entry,
@@ -77,10 +85,11 @@ pub fn table(rows: &[Visits]) -> String {
         min,
         median,
         max,
+        total,
     } in rows
     {
         text.push_str(&format!(
-            "{entry:40} {visits:>7} {min:>7} {median:>7} {max:>7}\n"
+            "{entry:40} {visits:>7} {min:>7} {median:>7} {max:>7} {total:>9}\n"
         ));
     }
     text
@@ -189,30 +198,39 @@ impl Counter {
     /// After a debug exit.
     pub fn stopped(&mut self, fd: &VcpuFd, memory: &Memory) {
         let Ok(regs) = fd.get_regs() else { return };
-        match &mut self.visit {
-            None => {
-                let syscall = regs.rip == self.ways.syscall;
-                let entry = if syscall {
-                    entry_name(regs.rax)
-                } else {
-                    cause(memory, regs.rsp, regs.rax)
-                };
-                let stub = if syscall { 0 } else { STUB_INSTRUCTIONS };
-                self.visit = Some((entry, stub));
-                Self::step(fd);
+        let counts = self.counts.clone();
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = self.visit.is_none();
+        let visit = self.visit.get_or_insert_with(|| {
+            if regs.rip == self.ways.syscall {
+                (entry_name(regs.rax), 0)
+            } else {
+                (cause(memory, regs.rsp, regs.rax), STUB_INSTRUCTIONS)
             }
-            Some((_, instructions)) => {
-                *instructions += 1;
-                if regs.rip == self.ways.swapgs
-                    && let Some((entry, instructions)) = self.visit.take()
-                {
-                    let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-                    counts.add(entry, instructions + 2);
-                    drop(counts);
-                    // Refused, the machine runs on, and the table lacks visits.
-                    let _ = self.ways.await_entry(fd);
-                }
+        });
+        let instructions = &mut visit.1;
+        if let Some(profile) = &mut counts.profile {
+            if begins {
+                profile.unseen(regs.rip, *instructions);
             }
+            profile.step(memory, regs.rip, regs.rsp);
+        }
+        if begins {
+            return Self::step(fd);
+        }
+        *instructions += 1;
+        if regs.rip == self.ways.swapgs
+            && let Some((entry, instructions)) = self.visit.take()
+        {
+            if let Some(profile) = &mut counts.profile {
+                // The `iretq`.
+                profile.unseen(regs.rip, 1);
+                profile.leave(&entry);
+            }
+            counts.add(entry, instructions + 2);
+            drop(counts);
+            // Refused, the machine runs on, and the table lacks visits.
+            let _ = self.ways.await_entry(fd);
         }
     }
 }
@@ -254,6 +272,7 @@ mod tests {
         }
         let row = &counts.rows()[0];
         assert_eq!((row.visits, row.min, row.median, row.max), (3, 1, 5, 9));
+        assert_eq!(row.total, 15);
         assert!(table(&counts.rows()).contains("thread_self"));
     }
 }

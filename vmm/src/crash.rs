@@ -179,27 +179,42 @@ impl<'a> Symbols<'a> {
     /// Functions at an address, innermost inlined one first, with file and line.
     pub fn frames(&self, address: u64) -> Vec<String> {
         let mut frames = Vec::new();
-        let found = self
-            .lines
-            .as_ref()
-            .map(|l| l.find_frames(address).skip_all_loads());
-        if let Some(Ok(mut found)) = found {
-            while let Ok(Some(frame)) = found.next() {
-                let name = frame
-                    .function
-                    .and_then(|f| Some(demangle(&f.raw_name().ok()?)))
-                    .or_else(|| self.function(address));
-                let Some(mut text) = name else { continue };
-                if let Some((file, line)) = frame.location.and_then(|l| Some((l.file?, l.line?))) {
-                    text.push_str(&format!(" ({file}:{line})"));
-                }
-                frames.push(text);
+        self.each_frame(address, |name, line| {
+            let Some(mut text) = name.or_else(|| self.function(address)) else {
+                return;
+            };
+            if let Some((file, line)) = line {
+                text.push_str(&format!(" ({file}:{line})"));
             }
-        }
+            frames.push(text);
+        });
         if frames.is_empty() {
             frames.extend(self.function(address));
         }
         frames
+    }
+
+    /// The same by name only.
+    pub fn functions(&self, address: u64) -> Vec<String> {
+        let mut functions = Vec::new();
+        self.each_frame(address, |name, _| functions.extend(name));
+        if functions.is_empty() {
+            functions.extend(self.symbol(address).map(|(_, name)| name.to_string()));
+        }
+        functions
+    }
+
+    /// The functions that the debug information has at an address: name, file and line.
+    fn each_frame(&self, address: u64, mut see: impl FnMut(Option<String>, Option<(&str, u32)>)) {
+        let Some(lines) = &self.lines else { return };
+        let Ok(mut found) = lines.find_frames(address).skip_all_loads() else {
+            return;
+        };
+        while let Ok(Some(frame)) = found.next() {
+            let name = |f: addr2line::FunctionName<_>| Some(demangle(&f.raw_name().ok()?));
+            let line = frame.location.and_then(|l| Some((l.file?, l.line?)));
+            see(frame.function.and_then(name), line);
+        }
     }
 
     /// File and line of the instruction at an address.
@@ -251,12 +266,18 @@ impl<'a> Symbols<'a> {
     }
 
     fn function(&self, address: u64) -> Option<String> {
+        let (start, name) = self.symbol(address)?;
+        Some(format!("{name}+{:#x}", address - start))
+    }
+
+    /// Address and name of the function that an address is part of.
+    fn symbol(&self, address: u64) -> Option<(u64, &str)> {
         let after = self
             .functions
             .partition_point(|(start, ..)| *start <= address);
         let (start, size, name) = self.functions.get(after.checked_sub(1)?)?;
         // Assembly routines have no size; what follows them is theirs.
-        (*size == 0 || address < start + size).then(|| format!("{name}+{:#x}", address - start))
+        (*size == 0 || address < start + size).then_some((*start, name.as_str()))
     }
 }
 

@@ -26,6 +26,7 @@ pub mod kvm;
 pub mod memory;
 pub mod paging;
 pub mod point;
+pub mod profile;
 pub mod pvh;
 pub mod remote;
 pub mod script;

@@ -37,6 +37,7 @@ use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
 use crate::point::Point;
+use crate::profile::Profile;
 use crate::remote::{Status, serve};
 use crate::snapshot::memory::MemoryLog;
 use crate::stats::{VcpuCounters, VcpuStats};
@@ -91,6 +92,8 @@ pub struct Outcome {
     pub stats: Vec<VcpuStats>,
     /// Instructions of the kernel by entry point, if they were counted.
     pub counts: Vec<Visits>,
+    /// Where they were, if that was wanted: folded stacks, see [`Profile::folded`].
+    pub profile: Vec<String>,
     /// How often the guest has written its store.
     pub commits: u64,
     /// From building the machine to its first user-mode instruction.
@@ -173,6 +176,10 @@ impl Vm {
         let bus = Arc::new(bus);
         let (reports, inbox) = unbounded_channel();
         let counts = config.count.then(SharedCounts::default);
+        if let (Some(counts), Some(image), true) = (&counts, &image, config.profile) {
+            let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.profile = Some(Profile::new(image)?);
+        }
         let watch: Arc<Mutex<Watch>> = Arc::default();
         let mut vcpus = Vec::new();
         let mut counters = Vec::new();
@@ -540,9 +547,13 @@ impl Vm {
             .zip(&self.counters)
             .map(|(id, counters)| VcpuStats::collect(id, counters, &self.memory, stats))
             .collect();
-        let counted =
-            |counts: SharedCounts| counts.lock().unwrap_or_else(PoisonError::into_inner).rows();
-        let counts = self.counts.take().map(counted).unwrap_or_default();
+        let counted = |counts: SharedCounts| {
+            let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let profile = counts.profile.as_ref().zip(self.image.as_ref());
+            let folded = profile.map(|(profile, image)| profile.folded(image));
+            (counts.rows(), folded.unwrap_or_default())
+        };
+        let (counts, profile) = self.counts.take().map(counted).unwrap_or_default();
         let console = match &self.console {
             ConsoleSink::Buffer(buffer) => buffer
                 .lock()
@@ -558,6 +569,7 @@ impl Vm {
             console,
             stats,
             counts,
+            profile,
             commits,
             time_to_first_user: first_user.map(|t| t.duration_since(self.created)),
             elapsed,

@@ -11,6 +11,7 @@
 //! | [`colony`] | sleeps in every kind of call, asks for a checkpoint, and goes on |
 //! | [`audit`] | plays a scene, and takes a thread apart when the host rings |
 //! | [`calls`] | short calls, to count their instructions |
+//! | [`costs`] | where the kernel does least, to count and profile its instructions |
 //! | [`scene`] | one call that can sleep, and what makes it end, for scripts |
 //! | [`hello`], [`spin`], [`fuzz`], [`badptr`], [`exhaust`], [`faults`], [`wild`], [`panics`], [`console`], [`preempt`], [`stress`], [`unmake`] | tests |
 #![no_std]
@@ -23,6 +24,7 @@ pub mod caller;
 pub mod calls;
 pub mod colony;
 pub mod console;
+pub mod costs;
 pub mod exhaust;
 pub mod faults;
 pub mod fuzz;
