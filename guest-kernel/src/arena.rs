@@ -7,27 +7,39 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
+use core::num::NonZeroU64;
 use core::ops::{Index, IndexMut};
 use core::ptr::NonNull;
 
-/// Names an object of type `T` for as long as it lives.
+/// Names an object of type `T` for as long as it lives. An `Option` of it is as small.
+#[repr(transparent)]
 pub struct Id<T> {
-    index: u32,
-    generation: u32,
+    /// Position in the arena, and above it the generation, which is odd.
+    bits: NonZeroU64,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Id<T> {
     /// Names nothing, ever.
-    pub const NONE: Self = Self {
-        index: NONE,
-        generation: 0,
-        kind: PhantomData,
-    };
+    pub const NONE: Self = Self::new(NONE, 1);
+
+    /// The name of what lives at `index` since that generation.
+    const fn new(index: u32, generation: u32) -> Self {
+        // An odd number stays what it is.
+        let bits = ((generation | 1) as u64) << 32 | index as u64;
+        Self {
+            bits: match NonZeroU64::new(bits) {
+                Some(bits) => bits,
+                None => NonZeroU64::MAX,
+            },
+            kind: PhantomData,
+        }
+    }
 
     /// Position in the arena; objects that live at the same time have different ones.
+    #[inline]
     pub const fn index(self) -> u32 {
-        self.index
+        self.bits.get() as u32
     }
 }
 
@@ -41,7 +53,7 @@ impl<T> Copy for Id<T> {}
 
 impl<T> PartialEq for Id<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.index == other.index && self.generation == other.generation
+        self.bits == other.bits
     }
 }
 
@@ -49,7 +61,7 @@ impl<T> Eq for Id<T> {}
 
 impl<T> fmt::Debug for Id<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}.{}", self.index, self.generation)
+        write!(f, "#{}.{}", self.index(), self.bits.get() >> 32)
     }
 }
 
@@ -58,11 +70,19 @@ const NONE: u32 = u32::MAX;
 
 #[repr(C)]
 struct Slot<T> {
+    /// While the slot holds an object, its own position; while it does not, the next free slot.
+    next: u32,
     /// Odd while the slot holds an object.
     generation: u32,
-    /// Next free slot, while it does not.
-    next_free: u32,
     value: MaybeUninit<T>,
+}
+
+impl<T> Slot<T> {
+    /// Whether it holds the object of that name: the two words are the name.
+    #[inline]
+    const fn holds(&self, id: Id<T>) -> bool {
+        (self.generation as u64) << 32 | self.next as u64 == id.bits.get()
+    }
 }
 
 /// All objects of type `T`.
@@ -119,11 +139,13 @@ impl<T> Arena<T> {
         self.capacity
     }
 
+    #[inline]
     fn slot(&self, index: u32) -> Option<&Slot<T>> {
         // SAFETY: slots below `fresh` lie in the arena's memory and are initialised.
         (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_ref() })
     }
 
+    #[inline]
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
         // SAFETY: as in `slot`; `&mut self` makes the access exclusive.
         (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_mut() })
@@ -145,59 +167,49 @@ impl<T> Arena<T> {
         };
         slot.generation = slot.generation.wrapping_add(1);
         slot.value.write(value);
-        let (generation, next_free) = (slot.generation, slot.next_free);
+        let generation = slot.generation;
+        let next_free = core::mem::replace(&mut slot.next, index);
         if recycled {
             self.free = next_free;
         }
         self.live += 1;
-        Ok(Id {
-            index,
-            generation,
-            kind: PhantomData,
-        })
+        Ok(Id::new(index, generation))
     }
 
     /// Takes an object out.
     pub fn remove(&mut self, id: Id<T>) -> Option<T> {
         let free = self.free;
-        let slot = self
-            .slot_mut(id.index)
-            .filter(|slot| slot.generation == id.generation)?;
+        let slot = self.slot_mut(id.index()).filter(|slot| slot.holds(id))?;
         slot.generation = slot.generation.wrapping_add(1);
-        slot.next_free = free;
+        slot.next = free;
         // SAFETY: the generation was that of a live object, and no longer is.
         let value = unsafe { slot.value.assume_init_read() };
-        self.free = id.index;
+        self.free = id.index();
         self.live -= 1;
         Some(value)
     }
 
     /// The object, if it is alive.
+    #[inline]
     pub fn get(&self, id: Id<T>) -> Option<&T> {
-        let slot = self
-            .slot(id.index)
-            .filter(|slot| slot.generation == id.generation)?;
+        let slot = self.slot(id.index()).filter(|slot| slot.holds(id))?;
         // SAFETY: ids carry odd generations, and such a slot holds an object.
         Some(unsafe { slot.value.assume_init_ref() })
     }
 
     /// The object, if it is alive.
+    #[inline]
     pub fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
-        let slot = self
-            .slot_mut(id.index)
-            .filter(|slot| slot.generation == id.generation)?;
+        let slot = self.slot_mut(id.index()).filter(|slot| slot.holds(id))?;
         // SAFETY: as in `get`.
         Some(unsafe { slot.value.assume_init_mut() })
     }
 
     /// The id of the object at `index`, if one lives there.
+    #[inline]
     pub fn id_at(&self, index: u32) -> Option<Id<T>> {
         let generation = self.slot(index)?.generation;
-        (generation % 2 == 1).then_some(Id {
-            index,
-            generation,
-            kind: PhantomData,
-        })
+        (generation % 2 == 1).then_some(Id::new(index, generation))
     }
 
     /// Ids of all live objects, in order of their indexes.
@@ -210,6 +222,7 @@ impl<T> Index<Id<T>> for Arena<T> {
     type Output = T;
 
     /// The object, which the caller knows to be alive.
+    #[inline]
     fn index(&self, id: Id<T>) -> &T {
         match self.get(id) {
             Some(value) => value,
@@ -219,6 +232,7 @@ impl<T> Index<Id<T>> for Arena<T> {
 }
 
 impl<T> IndexMut<Id<T>> for Arena<T> {
+    #[inline]
     fn index_mut(&mut self, id: Id<T>) -> &mut T {
         match self.get_mut(id) {
             Some(value) => value,

@@ -18,6 +18,7 @@ use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 
 use crate::arch::apic::{self, KICK_VECTOR, TIMER_VECTOR};
+use crate::arch::cpu::count;
 use crate::arch::entry::{GATE_VECTOR, KernelFrame, leave as leave_to_user, on_cpu_stack};
 use crate::arch::instructions::{fault_address, out32, wait_for_interrupt};
 use crate::arena::Id;
@@ -25,11 +26,10 @@ use crate::call::{Call, Stop};
 use crate::entry::dispatch;
 use crate::kernel::Kernel;
 use crate::lock::{self, held_scheduler, scheduler};
-use crate::mm::Fault;
 use crate::model;
 use crate::mutant::mutant;
 use crate::probe::probe;
-use crate::sched::{Scheduler, count};
+use crate::sched::Scheduler;
 use crate::thread::{Run, Thread};
 
 /// From the entry stub: deals with a trap from user mode.
@@ -54,7 +54,7 @@ pub extern "C" fn trap() -> ! {
     } else {
         exception(&mut call, vector, error);
     }
-    run()
+    run(call)
 }
 
 const fn is_interrupt(vector: u64) -> bool {
@@ -87,13 +87,14 @@ fn page_fault(call: &mut Call, address: u64, error: u64) {
         Prot::READ
     };
     let id = call.id;
-    if let Err(fault) = call.kernel().translate(id, address, access) {
-        call.kernel().take_fault(id, fault);
+    let kernel = call.kernel();
+    if kernel.fault_in(id, address, access).is_err() {
+        kernel.take_fault(id);
     }
 }
 
 fn exception(call: &mut Call, vector: u64, error: u64) {
-    count(|stats| &mut stats.exceptions);
+    count!(exceptions);
     match Exception::from_number(vector) {
         Some(code) if vector < 32 => call.raise(code, error),
         _ => call.raise(Exception::Other, vector),
@@ -103,22 +104,20 @@ fn exception(call: &mut Call, vector: u64, error: u64) {
 /// Where a thread without anything on its stack begins, on a CPU that has chosen it.
 pub extern "C" fn start_thread() -> ! {
     lock::start();
-    run()
+    run(Call::current())
 }
 
 /// Runs the current thread: makes the calls that its registers name until it can go on in user
 /// mode, or must make way.
-fn run() -> ! {
+fn run(mut call: Call) -> ! {
     loop {
-        let mut call = Call::current();
         while call.in_call() && call.goes_on() {
             make_call(&mut call);
         }
-        if call.goes_on() {
+        if !call.in_call() {
             leave(&mut call);
-        } else {
-            park(&mut call);
         }
+        park(&mut call);
     }
 }
 
@@ -150,32 +149,34 @@ pub fn park(call: &mut Call) {
 }
 
 fn make_call(call: &mut Call) {
-    count(|stats| &mut stats.calls);
+    count!(calls);
     match dispatch(call) {
         Ok(()) => {}
-        Err(Stop::Restart) => count(|stats| &mut stats.restarts),
-        Err(Stop::Fault(fault)) => {
+        Err(Stop::Restart) => count!(restarts),
+        Err(Stop::Fault) => {
             let id = call.id;
-            call.kernel().take_fault(id, fault);
+            call.kernel().take_fault(id);
         }
         Err(Stop::Insanity(insanity)) => insane(call, insanity),
     }
 }
 
 fn insane(call: &mut Call, insanity: Insanity) {
-    count(|stats| &mut stats.exceptions);
+    count!(exceptions);
     call.raise(Exception::Insanity, insanity as u64);
 }
 
-/// Leaves to user mode, unless something has come up.
+/// Leaves to user mode, unless it may not go on.
 fn leave(call: &mut Call) {
     lock::release_kernel(call.entity);
+    if call.run() != Run::Scheduled {
+        return;
+    }
     let mut held = scheduler();
-    if !held.goes_on() {
+    if !held.prepare_user(call.entity) {
         return;
     }
     call.leaves();
-    held.prepare_user(call.entity);
     lock::release();
     // SAFETY: the frame is that of the current thread, and the stack is of no further use: a trap
     // starts at its top.
@@ -218,7 +219,7 @@ pub extern "C" fn trap_in_kernel(frame: &KernelFrame) {
     if scheduler.must_make_way()
         && let Some(id) = scheduler.current()
     {
-        scheduler.cpu().stats.count(|stats| &mut stats.preemptions);
+        count!(preemptions);
         model::switch(scheduler.stack(id));
     }
     lock::release();
@@ -226,9 +227,10 @@ pub extern "C" fn trap_in_kernel(frame: &KernelFrame) {
 
 /// Where a fault inside a call or in user code goes.
 impl Kernel {
-    /// Sends a fault that the mapping hierarchy does not resolve to whoever can.
-    pub fn take_fault(&mut self, id: Id<Thread>, fault: Fault) {
-        count(|stats| &mut stats.hard_faults);
+    /// Sends the last fault that the mapping hierarchy did not resolve to whoever can.
+    pub fn take_fault(&mut self, id: Id<Thread>) {
+        count!(hard_faults);
+        let fault = self.fault;
         probe::<{ Probe::HardFault as usize }>(|| (&self.threads[id], fault.address));
         // Without its keeper a region has just no memory there.
         match fault
@@ -247,10 +249,12 @@ pub mod start {
 
     use fluke_abi::ABI_VERSION;
     use fluke_abi::boot::{BOOT_MAGIC, BootInfo, CPUS_MAX, Gate};
+    use fluke_abi::stats::CpuStats;
 
     use super::{EVENT, Event, apic, held_scheduler, lock, out32, schedule, wait_for_interrupt};
     use crate::arch::cpu::Cpu;
     use crate::arch::entry;
+    use crate::arch::memory::direct;
     use crate::kernel::Kernel;
     use crate::mutant;
 
@@ -296,8 +300,9 @@ pub mod start {
         entry::init(boot.page_table, boot.own_page_table);
         // SAFETY: the element is this CPU's alone.
         let cpu = unsafe { CPUS.0.get().cast::<Cpu>().add(number as usize) };
+        let stats = boot.stats.start + u64::from(number) * size_of::<CpuStats>() as u64;
         // SAFETY: once on this CPU, first thing; `stack` is its own.
-        unsafe { Cpu::init(cpu, number, stack, IST_BYTES, gate) };
+        unsafe { Cpu::init(cpu, number, stack, IST_BYTES, direct(stats), gate) };
         apic::init();
         ONLINE[number as usize].store(true, Ordering::Release);
         if number == 0 {

@@ -14,17 +14,19 @@ use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::arch::cpu::Frame;
+use crate::arch::cpu::{Cpu, Frame, count};
 use crate::arena::Id;
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
 use crate::lock::{self, scheduler};
-use crate::mm::{Fault, Mapping, Region, Space};
+use crate::mm::{Mapping, Region, Space};
 use crate::model;
 use crate::object::{Link, Name, Object};
 use crate::probe::probe;
 use crate::reference::Ref;
-use crate::sched::{Entity, Scheduler, count};
+use crate::sched::Entity;
+#[cfg(test)]
+use crate::sched::Scheduler;
 use crate::sync::{Cond, Mutex};
 use crate::thread::{Run, Thread, Wait};
 
@@ -34,8 +36,8 @@ pub enum Stop {
     /// Look at the thread's registers again: it was put to sleep, its call has become another one,
     /// or another thread completed it.
     Restart,
-    /// An access to the caller's memory needs a keeper.
-    Fault(Fault),
+    /// An access to the caller's memory needs a keeper: [`Kernel::fault`].
+    Fault,
     /// The program is wrong.
     Insanity(Insanity),
 }
@@ -43,12 +45,6 @@ pub enum Stop {
 impl From<Insanity> for Stop {
     fn from(insanity: Insanity) -> Self {
         Self::Insanity(insanity)
-    }
-}
-
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
     }
 }
 
@@ -85,21 +81,27 @@ impl Call {
     /// For the thread that runs on this CPU.
     #[inline]
     pub fn current() -> Self {
-        let mut scheduler = scheduler();
-        let Some(entity) = scheduler.current() else {
-            panic!("no thread runs");
-        };
-        Self::new(&scheduler, entity)
+        // SAFETY: a thread that runs is there.
+        unsafe { Self::of(Cpu::current_frame().cast()) }
     }
 
     /// For a thread that runs on this CPU.
+    #[cfg(test)]
+    pub(crate) fn new(scheduler: &Scheduler, id: Id<Entity>) -> Self {
+        // SAFETY: as above.
+        unsafe { Self::of(scheduler.entities[id].place) }
+    }
+
+    /// # Safety
+    /// The thread must be there, and stay.
     #[inline]
-    pub fn new(scheduler: &Scheduler, id: Id<Entity>) -> Self {
-        let Entity { thread, place, .. } = scheduler.entities[id];
+    unsafe fn of(thread: NonNull<Thread>) -> Self {
+        // SAFETY: the caller's. Names of threads do not change.
+        let Thread { id, entity, .. } = unsafe { thread.as_ref() };
         Self {
-            id: thread,
-            entity: id,
-            thread: place,
+            id: *id,
+            entity: *entity,
+            thread,
         }
     }
 
@@ -245,7 +247,7 @@ impl Call {
         if self.goes_on() {
             return Ok(());
         }
-        count(|stats| &mut stats.preemptions);
+        count!(preemptions);
         model::make_way(self)
     }
 
@@ -253,7 +255,7 @@ impl Call {
     #[inline]
     pub fn translate(&mut self, address: u64, access: Prot) -> Result<u64, Stop> {
         let id = self.id;
-        Ok(self.kernel().translate(id, address, access)?)
+        self.kernel().translate(id, address, access)
     }
 
     /// Reads a structure.
@@ -267,7 +269,7 @@ impl Call {
     /// Writes a structure, all of it or, on a fault, a part that will be written again.
     pub fn write<T: IntoBytes + Immutable>(&mut self, address: u64, value: &T) -> Result<(), Stop> {
         let id = self.id;
-        Ok(self.kernel().copy_out(id, value.as_bytes(), address)?)
+        self.kernel().copy_out(id, value.as_bytes(), address)
     }
 
     /// Makes sure that a structure at `address` can be written, so that writing it after the
@@ -282,38 +284,11 @@ impl Call {
         Ok(())
     }
 
-    /// The memory that parameter `n` names, and the object there.
-    fn named(&mut self, n: usize) -> Result<Name, Stop> {
-        let handle = self.argument(n);
-        self.object_at(handle)
-    }
-
-    /// The object at an address of the caller's.
-    pub fn object_at(&mut self, handle: u64) -> Result<Name, Stop> {
-        if !handle.is_multiple_of(OBJECT_SIZE) {
-            return Err(Insanity::NotAligned.into());
-        }
-        let physical = self.translate(handle, Prot::READ)?;
-        match self.kernel().find_object(physical) {
-            Name::NONE => Err(Insanity::NoObject.into()),
-            name => Ok(name),
-        }
-    }
-
     /// The object of type `T` that parameter `n` names.
+    #[inline]
     pub fn object<T: Typed>(&mut self, n: usize) -> Result<Id<T>, Stop> {
-        let name = self.named(n)?;
-        self.typed(name)
-    }
-
-    /// Checks that an object is of type `T`.
-    pub fn typed<T: Typed>(&mut self, name: Name) -> Result<Id<T>, Stop> {
-        if name.kind() != T::TYPE {
-            return Err(T::NOT.into());
-        }
-        T::arena(self.kernel())
-            .id_at(name.index())
-            .ok_or(Stop::Insanity(Insanity::NoObject))
+        let (id, handle) = (self.id, self.argument(n));
+        self.kernel().object(id, handle)
     }
 
     /// The thread that parameter `n` names, which must not be the caller.
@@ -384,6 +359,23 @@ pub fn exception(code: Exception, subcode: u64) -> ExceptionMessage {
         code: code as u64,
         subcode,
         ..ExceptionMessage::default()
+    }
+}
+
+impl Kernel {
+    /// The object of type `T` at an address of a thread's.
+    #[inline]
+    pub fn object<T: Typed>(&mut self, id: Id<Thread>, handle: u64) -> Result<Id<T>, Stop> {
+        if !handle.is_multiple_of(OBJECT_SIZE) {
+            return Err(Insanity::NotAligned.into());
+        }
+        let physical = self.translate(id, handle, Prot::READ)?;
+        let name = self.find_object(physical);
+        let found = T::arena(self).id_at(name.index());
+        found.filter(|_| name.is::<T>()).ok_or(match name {
+            Name::NONE => Insanity::NoObject.into(),
+            _ => T::NOT.into(),
+        })
     }
 }
 

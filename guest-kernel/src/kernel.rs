@@ -9,19 +9,18 @@ use fluke_abi::code::Status;
 use fluke_abi::layout::{PAGE_SIZE, ROOT_OBJECTS};
 use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::{Census, Prot};
-use fluke_abi::stats::CpuStats;
 
 use crate::arch::memory::direct;
 use crate::arena::{Arena, Id};
 use crate::clock::Clock;
 use crate::ipc::{Port, Pset};
 use crate::lock::scheduler;
-use crate::mm::{FramePool, Mapping, Region, Source, Space};
+use crate::mm::{Fault, FramePool, Mapping, Region, Source, Space};
 use crate::model;
 use crate::object::{Object, ObjectTable};
 use crate::pseudo;
 use crate::reference::Ref;
-use crate::sched::{CpuState, Entity, RunQueue, Scheduler, Stats, Table};
+use crate::sched::{CpuState, Entity, RunQueue, Scheduler, Table};
 use crate::stacks::Stacks;
 use crate::sync::{Cond, Mutex};
 use crate::thread::Thread;
@@ -57,6 +56,9 @@ pub struct Kernel {
     pub announcements: Option<Id<Port>>,
     /// Somebody is telling them.
     pub announcing: bool,
+    /// The last access that the hierarchy did not allow: what [`Stop::Fault`](crate::call::Stop) is about, for
+    /// whoever gets that.
+    pub fault: Fault,
     /// Time.
     pub clock: Clock,
     /// Whether long copies have preemption points: preemption level `partial`.
@@ -142,11 +144,6 @@ impl Kernel {
         let heads = pool.take(ObjectTable::bytes(boot.memory_size));
         let state: &'static mut [CpuState] = pool.slice(cpus);
         let ready: &'static mut [RunQueue] = pool.slice(cpus);
-        for (number, cpu) in state.iter_mut().enumerate() {
-            let stats = boot.stats.start + (number * size_of::<CpuStats>()) as u64;
-            // SAFETY: the host gives a block to each CPU; each is used once.
-            cpu.stats = Stats::new(unsafe { &mut *direct::<CpuStats>(stats) });
-        }
         let unit = (pool.end - pool.at) / 64;
         let clock = Clock::new(boot.tsc_khz, boot.apic_timer_khz, boot.clock);
         let threads =
@@ -177,6 +174,7 @@ impl Kernel {
             stacks: Stacks::new(boot.cpus, boot.stacks),
             announcements: None,
             announcing: false,
+            fault: Fault::own(0, Prot::empty()),
             clock,
             preemption_points: boot.preemption_points != 0,
             husks: 0,
@@ -252,7 +250,7 @@ impl Kernel {
             .and_then(|stack| scheduler().create(id, place, stack, priority));
         match entity {
             Some(entity) => {
-                thread.entity = entity;
+                (thread.id, thread.entity) = (id, entity);
                 Ok(id)
             }
             None => {

@@ -191,10 +191,9 @@ pub fn held_scheduler() -> &'static mut Scheduler {
     return tests::scheduler();
     #[cfg(not(test))]
     // SAFETY: the lock is held; a reference lives for an expression under [`Held`], or on a CPU's own
-    // stack, where nothing else uses one.
-    match unsafe { &mut *LOCKED.scheduler.get() } {
-        Some(scheduler) => scheduler,
-        None => panic!("scheduler used before boot"),
+    // stack, where nothing else uses one. CPUs that come up after `install` are the first to ask.
+    unsafe {
+        (*LOCKED.scheduler.get()).as_mut().unwrap_unchecked()
     }
 }
 
@@ -214,10 +213,10 @@ pub fn held_kernel() -> &'static mut Kernel {
     return tests::kernel();
     #[cfg(not(test))]
     // SAFETY: the kernel is the caller's. References do not outlive a wait: handlers get theirs
-    // through `Call::kernel`, which binds them to a borrow that `Call::wait` ends.
-    match unsafe { &mut *LOCKED.kernel.get() } {
-        Some(kernel) => kernel,
-        None => panic!("kernel used before boot"),
+    // through `Call::kernel`, which binds them to a borrow that `Call::wait` ends. As for the scheduler,
+    // nobody asks before `install`.
+    unsafe {
+        (*LOCKED.kernel.get()).as_mut().unwrap_unchecked()
     }
 }
 

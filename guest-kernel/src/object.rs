@@ -3,6 +3,8 @@
 //! An active object is found from (page frame, offset): each frame has a short list of the objects
 //! whose memory lies in it. Whoever has the frame mapped can name them; whoever has not, cannot.
 
+use core::ptr::NonNull;
+
 use fluke_abi::layout::PAGE_SIZE;
 use fluke_abi::object::Type;
 
@@ -30,6 +32,12 @@ impl Name {
         Type::from_number(u64::from(self.0 >> TYPE_SHIFT)).unwrap_or(Type::Null)
     }
 
+    /// Whether the object is of type `T`.
+    #[inline]
+    pub const fn is<T: Object>(self) -> bool {
+        self.0 >> TYPE_SHIFT == T::TYPE as u32
+    }
+
     /// The object's index in the arena of its type.
     pub const fn index(self) -> u32 {
         self.0 & ((1 << TYPE_SHIFT) - 1)
@@ -43,9 +51,18 @@ pub struct Header {
     pub memory: u64,
     /// Fixed at creation; different hashes mean different objects (fluke-api 1.4).
     pub hash: u64,
+    /// The object itself, once it is attached to memory.
+    name: Name,
     /// Next object in the same frame.
-    next: Name,
+    next: Place,
 }
+
+/// Where an object's header is: it stays there as long as the object is attached to memory, which is no longer
+/// than it lives.
+type Place = Option<NonNull<Header>>;
+
+// SAFETY: places are the arenas', which have no thread affinity.
+unsafe impl Send for Header {}
 
 impl Header {
     /// Header of an object not yet attached to memory.
@@ -53,7 +70,8 @@ impl Header {
         Self {
             memory: 0,
             hash,
-            next: Name::NONE,
+            name: Name::NONE,
+            next: None,
         }
     }
 }
@@ -88,13 +106,13 @@ pub enum Link {
 
 /// Lists of objects by frame.
 pub struct ObjectTable {
-    heads: &'static mut [Name],
+    heads: &'static mut [Place],
 }
 
 impl ObjectTable {
     /// Bytes of table for `memory_size` bytes of memory.
     pub const fn bytes(memory_size: u64) -> u64 {
-        memory_size / PAGE_SIZE * size_of::<Name>() as u64
+        memory_size / PAGE_SIZE * size_of::<Place>() as u64
     }
 
     /// A table of no frames.
@@ -108,99 +126,68 @@ impl ObjectTable {
     /// The memory must be the table's alone.
     pub unsafe fn new(at: u64, memory_size: u64) -> Self {
         let frames = (memory_size / PAGE_SIZE) as usize;
-        // SAFETY: the caller gives the memory, zero is `Name::NONE`.
+        // SAFETY: the caller gives the memory, zero is `None`.
         let heads = unsafe { core::slice::from_raw_parts_mut(direct(at), frames) };
         Self { heads }
     }
 
-    /// First object in the frame of a physical address.
+    /// The objects in the frame of a physical address.
     #[inline]
-    pub fn first(&self, physical: u64) -> Name {
-        self.heads
-            .get((physical / PAGE_SIZE) as usize)
-            .copied()
-            .unwrap_or(Name::NONE)
+    fn in_frame(&self, physical: u64) -> impl Iterator<Item = Header> {
+        let head = self.heads.get((physical / PAGE_SIZE) as usize);
+        let mut next = head.copied().flatten();
+        core::iter::from_fn(move || {
+            // SAFETY: what is in the table lives, at that place.
+            let header = unsafe { *next?.as_ref() };
+            next = header.next;
+            Some(header)
+        })
     }
 }
 
 impl Kernel {
-    /// The header of a live object.
-    pub fn header(&mut self, name: Name) -> Option<&mut Header> {
-        fn at<T: Object>(kernel: &mut Kernel, index: u32) -> Option<&mut Header> {
-            let arena = T::arena(kernel);
-            let id = arena.id_at(index)?;
-            arena.get_mut(id).map(T::header)
-        }
-        let index = name.index();
-        match name.kind() {
-            Type::Null => None,
-            Type::Thread => at::<crate::thread::Thread>(self, index),
-            Type::Task => at::<crate::mm::Space>(self, index),
-            Type::Region => at::<crate::mm::Region>(self, index),
-            Type::Mapping => at::<crate::mm::Mapping>(self, index),
-            Type::Port => at::<crate::ipc::Port>(self, index),
-            Type::Pset => at::<crate::ipc::Pset>(self, index),
-            Type::Mutex => at::<crate::sync::Mutex>(self, index),
-            Type::Cond => at::<crate::sync::Cond>(self, index),
-            Type::Ref => at::<crate::reference::Ref>(self, index),
-        }
-    }
-
     /// The object whose memory is at a physical address.
-    pub fn find_object(&mut self, physical: u64) -> Name {
-        let mut name = self.objects.first(physical);
-        while let Some(header) = self.header(name) {
-            if header.memory == physical {
-                return name;
-            }
-            name = header.next;
-        }
-        Name::NONE
+    #[inline]
+    pub fn find_object(&self, physical: u64) -> Name {
+        let mut objects = self.objects.in_frame(physical);
+        let found = objects.find(|header| header.memory == physical);
+        found.map_or(Name::NONE, |header| header.name)
     }
 
     /// The object with the lowest address at or after `physical`, in the same frame.
-    pub fn next_object(&mut self, physical: u64) -> Option<(u64, Type)> {
-        let mut best: Option<(u64, Type)> = None;
-        let mut name = self.objects.first(physical);
-        while let Some(header) = self.header(name) {
-            let at = header.memory;
-            let next = header.next;
-            if at >= physical && best.is_none_or(|(other, _)| at < other) {
-                best = Some((at, name.kind()));
-            }
-            name = next;
-        }
-        best
+    pub fn next_object(&self, physical: u64) -> Option<(u64, Type)> {
+        let objects = self.objects.in_frame(physical);
+        let next = objects.filter(|header| header.memory >= physical);
+        let next = next.min_by_key(|header| header.memory)?;
+        Some((next.memory, next.name.kind()))
     }
 
     /// Attaches an object to the memory at a physical address, which names no object yet.
     pub fn attach<T: Object>(&mut self, id: Id<T>, physical: u64) {
-        let name = Name::new(T::TYPE, id.index());
+        let place = NonNull::from(T::arena(self)[id].header());
         let Some(head) = self.objects.heads.get_mut((physical / PAGE_SIZE) as usize) else {
             return;
         };
-        let next = core::mem::replace(head, name);
+        let next = head.replace(place);
         let header = T::arena(self)[id].header();
         header.memory = physical;
+        header.name = Name::new(T::TYPE, id.index());
         header.next = next;
     }
 
     /// Detaches an object from its memory.
     pub fn detach<T: Object>(&mut self, id: Id<T>) {
-        let name = Name::new(T::TYPE, id.index());
-        let Header { memory, next, .. } = *T::arena(self)[id].header();
-        let frame = (memory / PAGE_SIZE) as usize;
-        let mut at = self.objects.first(memory);
-        if at == name {
-            self.objects.heads[frame] = next;
-            return;
-        }
-        while let Some(header) = self.header(at) {
-            if header.next == name {
-                header.next = next;
+        let header = T::arena(self)[id].header();
+        let (own, memory, after) = (NonNull::from(&*header), header.memory, header.next);
+        let mut next = self.objects.heads.get_mut((memory / PAGE_SIZE) as usize);
+        while let Some(place) = next {
+            let Some(mut header) = *place else { return };
+            if header == own {
+                *place = after;
                 return;
             }
-            at = header.next;
+            // SAFETY: as in `in_frame`.
+            next = Some(unsafe { &mut header.as_mut().next });
         }
     }
 }

@@ -8,9 +8,10 @@ use fluke_abi::probe::Probe;
 use crate::arch::instructions::report_probe;
 use crate::thread::Thread;
 
-/// Which kinds of points are armed. Only the host writes to it.
+/// Which kinds of points are armed. Only the host writes to it. The stubs look at it in every space.
 #[used]
-static ARMED: [AtomicU8; Probe::ALL.len()] = [const { AtomicU8::new(0) }; Probe::ALL.len()];
+#[unsafe(link_section = ".bss.cpu")]
+pub static ARMED: [AtomicU8; Probe::ALL.len()] = [const { AtomicU8::new(0) }; Probe::ALL.len()];
 
 /// Whether points of the kind of this number are armed. Two instructions, whatever the compiler thinks of it.
 #[inline(always)]

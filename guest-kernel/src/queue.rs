@@ -110,7 +110,11 @@ impl<T: Linked> Queue<T> {
     /// Takes the first member out.
     pub fn pop(&mut self, members: &mut Arena<T>) -> Option<Id<T>> {
         let id = self.head?;
-        self.remove(members, id);
+        self.head = core::mem::take(members[id].links()).next;
+        match self.head {
+            Some(next) => members[next].links().prev = None,
+            None => self.tail = None,
+        }
         Some(id)
     }
 

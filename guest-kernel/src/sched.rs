@@ -14,10 +14,9 @@ use core::ptr::NonNull;
 
 use bitflags::bitflags;
 use fluke_abi::state::FPU_BYTES;
-use fluke_abi::stats::CpuStats;
 
 use crate::arch::apic;
-use crate::arch::cpu::Cpu;
+use crate::arch::cpu::{Cpu, count};
 use crate::arch::entry::Stubs;
 use crate::arch::fpu::Fpu;
 use crate::arch::instructions;
@@ -166,8 +165,11 @@ impl RunQueue {
     /// Takes out the first thread of the highest priority.
     pub fn pop(&mut self, entities: &mut Arena<Entity>) -> Option<Id<Entity>> {
         let priority = self.highest()?;
-        let id = self.queues[priority as usize].first()?;
-        self.remove(entities, id, priority);
+        let queue = &mut self.queues[priority as usize];
+        let id = queue.pop(entities)?;
+        if queue.is_empty() {
+            self.occupied &= !(1 << priority);
+        }
         Some(id)
     }
 }
@@ -191,8 +193,6 @@ pub struct CpuState {
     fpu_owner: Option<Id<Entity>>,
     /// When the timer will fire, nanoseconds; 0 if it is off.
     timer: u64,
-    /// Counters for the host, in memory that the host reads.
-    pub stats: Stats,
 }
 
 impl Default for CpuState {
@@ -207,34 +207,8 @@ impl Default for CpuState {
             root: 0,
             fpu_owner: None,
             timer: 0,
-            stats: Default::default(),
         }
     }
-}
-
-/// Where a CPU counts.
-#[derive(Default)]
-pub struct Stats(Option<&'static mut CpuStats>);
-
-impl Stats {
-    /// Counts in the host's block.
-    pub const fn new(block: &'static mut CpuStats) -> Self {
-        Self(Some(block))
-    }
-
-    /// Counts something.
-    #[inline]
-    pub fn count(&mut self, counter: fn(&mut CpuStats) -> &mut u64) {
-        if let Some(block) = &mut self.0 {
-            *counter(block) += 1;
-        }
-    }
-}
-
-/// Counts something that happened on this CPU.
-#[inline]
-pub fn count(counter: fn(&mut CpuStats) -> &mut u64) {
-    scheduler().cpu().stats.count(counter);
 }
 
 /// Threads, CPUs, and time.
@@ -580,7 +554,7 @@ impl Scheduler {
 
     /// The timer of this CPU fired.
     pub fn timer_fired(&mut self) {
-        self.cpu().stats.count(|stats| &mut stats.timer_interrupts);
+        count!(timer_interrupts);
         self.alarm();
     }
 
@@ -652,20 +626,16 @@ impl Scheduler {
     pub fn choose(&mut self) -> Option<&mut model::Stack> {
         let number = Cpu::current_number() as usize;
         // Its own threads first, unless somebody else has one that is worth more.
-        let (from, _) = (0..).zip(self.ready.iter()).fold(
-            (number, self.ready[number].highest()),
-            |best, (other, queue)| {
-                if queue.highest() > best.1 {
-                    (other, queue.highest())
-                } else {
-                    best
-                }
-            },
-        );
+        let (mut from, mut best) = (number, self.ready[number].occupied);
+        for (other, queue) in self.ready.iter().enumerate() {
+            if queue.occupied.leading_zeros() < best.leading_zeros() {
+                (from, best) = (other, queue.occupied);
+            }
+        }
         let id = self.ready[from].pop(&mut self.entities)?;
         let cpu = &mut self.cpus[number];
         cpu.current = Some(id);
-        cpu.stats.count(|stats| &mut stats.context_switches);
+        count!(context_switches);
         let entity = &mut self.entities[id];
         entity.state = State::Running(number as u32);
         if entity.attention {
@@ -700,12 +670,14 @@ impl Scheduler {
     }
 
     /// The last steps before user mode, on behalf of the current thread: its registers, its page
-    /// table, the timer.
-    pub fn prepare_user(&mut self, id: Id<Entity>) {
+    /// table, the timer. Or nothing, and `false`, if it may not go on.
+    #[inline]
+    pub fn prepare_user(&mut self, id: Id<Entity>) -> bool {
         let number = Cpu::current_number() as usize;
-        let table = self.entities[id].table;
-        self.load(table);
         let cpu = &mut self.cpus[number];
+        if !cpu.demands.is_empty() {
+            return false;
+        }
         let entity = &mut self.entities[id];
         // Registers that stayed behind are stale if the thread has since run elsewhere.
         if cpu.fpu_owner != Some(id) || entity.last_cpu != number as u32 {
@@ -713,13 +685,18 @@ impl Scheduler {
             entity.last_cpu = number as u32;
             cpu.fpu_owner = Some(id);
         }
-        if !self.ready[number].is_empty() {
-            self.share();
+        let table = entity.table;
+        if cpu.loaded != table || cpu.flush {
+            self.reload(table);
         }
-        self.set_timer();
+        if !self.ready[number].is_empty() || !self.sleepers.is_empty() {
+            self.share();
+            self.set_timer();
+        }
         if let Some(hardware) = &self.cpus[number].hardware {
             hardware.in_user.set();
         }
+        true
     }
 
     /// Before waiting for an interrupt: the timer; and whether nothing can ever happen again.
@@ -727,7 +704,7 @@ impl Scheduler {
         // A page table that is going away must not stay loaded.
         let loaded = self.cpu().loaded;
         if loaded.is_some_and(|loaded| self.tables.get(loaded).is_none()) {
-            self.load(None);
+            self.reload(None);
         }
         self.set_timer();
         self.cpu().idle = true;
@@ -740,7 +717,7 @@ impl Scheduler {
     /// Brings a CPU into the kernel if it runs user code or is idle.
     fn kick(&mut self, cpu: u32) {
         if cpu != Cpu::current_number() {
-            self.cpu().stats.count(|stats| &mut stats.ipis_sent);
+            count!(ipis_sent);
             apic::kick(cpu);
         }
     }
@@ -757,16 +734,7 @@ impl Scheduler {
         self.tables.insert(Table { root, stubs }).ok()
     }
 
-    /// Loads a page table, or that of no space, and drops what the CPU remembers of one that has
-    /// changed.
-    #[inline]
-    fn load(&mut self, table: Option<Id<Table>>) {
-        let cpu = self.cpu();
-        if cpu.loaded != table || cpu.flush {
-            self.reload(table);
-        }
-    }
-
+    /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
     #[inline(never)]
     fn reload(&mut self, table: Option<Id<Table>>) {
         let table = table.filter(|&table| self.tables.get(table).is_some());

@@ -106,27 +106,18 @@ pub enum Run {
 pub struct Thread {
     /// User registers; first, because traps push onto the end of it.
     pub frame: Frame,
+    /// Its own name.
+    pub id: Id<Self>,
     /// What the scheduler knows of it.
     pub entity: Id<Entity>,
     header: Header,
     links: Links<Thread>,
     /// Whether it runs.
     pub run: Run,
-    /// The registers name a call that the kernel has begun to make.
-    pub in_call: bool,
-    /// Stopped as far as users know. Who stops it for `thread_get_state` says so with that call's end, so that
-    /// a call which is made again finds what it found first.
-    pub halted: bool,
-    /// Somebody waits for the thread to stop.
-    pub stop_requested: bool,
     /// Threads that wait for it to stop.
     pub stoppers: Queue<Thread>,
-    /// 0 to 31; the highest runs.
-    pub priority: u8,
     /// The thread that last donated time to it.
     pub donor: Option<Id<Thread>>,
-    /// Its scheduler has taken its request for time since it last slept.
-    pub asked: bool,
     /// Address space.
     pub space: Option<Id<Space>>,
     /// The port that it asks for time; without one, the kernel schedules it by priority.
@@ -139,9 +130,6 @@ pub struct Thread {
     pub server_pset: u64,
     /// Reliable connections, by [`Side`].
     pub connections: [Option<Connection>; 2],
-    /// The end of the connection was exported, by [`Side`]: destroying the thread leaves it to
-    /// the thread that is made from the state.
-    pub exported: [bool; 2],
     /// Client of the idempotent call that it serves.
     pub idempotent_client: Option<Id<Thread>>,
     /// Taken out of this port set's queue to fetch a message, and has not yet looked.
@@ -152,10 +140,24 @@ pub struct Thread {
     pub handlers: Handlers,
     /// Registers saved at the last exception.
     pub saved: SavedState,
-    /// Handlers are enabled.
-    pub exceptions_enabled: bool,
     /// Asynchronous exceptions held back.
     pub pending: ThreadFlags,
+    /// The registers name a call that the kernel has begun to make.
+    pub in_call: bool,
+    /// Stopped as far as users know. Who stops it for `thread_get_state` says so with that call's end, so that
+    /// a call which is made again finds what it found first.
+    pub halted: bool,
+    /// Somebody waits for the thread to stop.
+    pub stop_requested: bool,
+    /// 0 to 31; the highest runs.
+    pub priority: u8,
+    /// Its scheduler has taken its request for time since it last slept.
+    pub asked: bool,
+    /// The end of the connection was exported, by [`Side`]: destroying the thread leaves it to
+    /// the thread that is made from the state.
+    pub exported: [bool; 2],
+    /// Handlers are enabled.
+    pub exceptions_enabled: bool,
 }
 
 const _: () = assert!(core::mem::offset_of!(Thread, frame) == 0);
@@ -188,6 +190,7 @@ impl Thread {
                 rflags: user_flags(0),
                 ..Frame::default()
             },
+            id: Id::NONE,
             entity: Id::NONE,
             header: Header::new(hash),
             links: Links::new(),

@@ -79,7 +79,7 @@ impl Slice {
     pub const fn to_halt() -> Self {
         let call = MarkedCall {
             running: 0,
-            thread: [0xff; 12],
+            thread: [0xff; 8],
             saved_rbp: 0,
             mark: 0,
         };
@@ -97,7 +97,7 @@ pub const HLT: u8 = 0xf4;
 const PAUSES: u64 = 32;
 
 /// Bytes by which a CPU's state names the thread that runs.
-pub type RunningName = [u8; 12];
+pub type RunningName = [u8; 8];
 
 /// A call that is looked at: of a thread that runs on the vCPU, which has a mark in its saved `rbp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -64,7 +64,7 @@ fn the_kernels_instructions_are_counted_by_entry_point() {
         let row = |name| outcome.counts.iter().find(|row| row.entry == name);
         let null = row("thread_self").expect("the program calls it");
         assert_eq!(null.visits, 64);
-        assert!((50..1000).contains(&null.median), "{null:?}");
+        assert!((20..60).contains(&null.median), "{null:?}");
         assert!(row("mutex_lock").is_some_and(|lock| lock.median > null.median));
     }
 }

@@ -2,9 +2,11 @@
 
 use core::arch::asm;
 use core::mem::offset_of;
+use core::ptr::NonNull;
 use core::sync::atomic::{self, AtomicU32};
 
 use fluke_abi::boot::{Gate, KERNEL_CS, KERNEL_SS};
+use fluke_abi::stats::CpuStats;
 
 use super::entry::{self, Stubs};
 use super::instructions::{rdmsr, wrmsr};
@@ -64,6 +66,8 @@ pub struct Cpu {
     pub entry_stack: u64,
     /// Room for the user's stack pointer during `syscall` entry.
     pub scratch: u64,
+    /// Where it counts, in memory that the host reads.
+    stats: *mut CpuStats,
     /// How it comes from user mode in the space whose page table was loaded last, and goes back.
     pub stubs: Stubs,
     /// Number of the CPU, equal to its APIC id.
@@ -89,6 +93,8 @@ pub mod offset {
     pub const SCRATCH: usize = offset_of!(Cpu, scratch);
     /// Of [`Cpu::stubs`].
     pub const STUBS: usize = offset_of!(Cpu, stubs);
+    /// Of [`Cpu::stats`].
+    pub const STATS: usize = offset_of!(Cpu, stats);
     /// Of [`Cpu::in_user`].
     pub const IN_USER: usize = offset_of!(Cpu, in_user);
 }
@@ -128,11 +134,18 @@ const SYSCALL_MASK: u64 = 0x4_7700;
 impl Cpu {
     /// Sets this CPU up: segments, interrupts, the trap gate. `memory` becomes the CPU's state;
     /// `stack` is the top of its stack, of which `ist_bytes` at the top are set aside for faults
-    /// that must not use the current stack.
+    /// that must not use the current stack; it counts in `stats`.
     ///
     /// # Safety
     /// Runs once on each CPU, before anything else; the memory is the CPU's alone, for ever.
-    pub unsafe fn init(memory: *mut Self, number: u32, stack: u64, ist_bytes: u64, gate: Gate) {
+    pub unsafe fn init(
+        memory: *mut Self,
+        number: u32,
+        stack: u64,
+        ist_bytes: u64,
+        stats: *mut CpuStats,
+        gate: Gate,
+    ) {
         // SAFETY: the caller gives the memory, zeroed but for the stubs, which may not be null; no
         // reference to it outlives this block.
         let cpu = unsafe {
@@ -142,6 +155,7 @@ impl Cpu {
         cpu.this = memory;
         cpu.number = number;
         cpu.stack = stack - ist_bytes;
+        cpu.stats = stats;
         cpu.in_user = InUser(AtomicU32::new(0));
         cpu.tss.set(TaskState::IST1, stack);
         cpu.tss.words[TaskState::IO_MAP] = 0xffff_0000;
@@ -195,6 +209,19 @@ impl Cpu {
         number
     }
 
+    /// The user registers of the thread that runs on this CPU. Only such a thread may ask.
+    #[inline]
+    pub fn current_frame() -> NonNull<Frame> {
+        let frame: *mut Frame;
+        // SAFETY: GS points to this CPU's state whenever the kernel runs, and there is a thread's frame since
+        // a thread was first chosen to run.
+        unsafe {
+            asm!("mov {}, gs:[{}]", out(reg) frame, const offset::FRAME,
+                options(readonly, nostack, preserves_flags));
+            NonNull::new_unchecked(frame)
+        }
+    }
+
     /// Makes traps from user mode on this CPU store to the [`Frame`] at `frame`, the start of the thread
     /// that runs on it from now on, and continue on the stack with the given top.
     #[inline]
@@ -205,6 +232,29 @@ impl Cpu {
         self.tss.set(TaskState::RSP0, self.frame_end);
     }
 }
+
+/// Adds 1 to the counter at that offset in the [`CpuStats`] of the CPU that executes this; see [`count!`].
+/// A thread that changes CPUs between the two instructions counts on the one it came from.
+#[inline(always)]
+pub fn count_at<const COUNTER: usize>() {
+    if cfg!(test) {
+        return;
+    }
+    // SAFETY: GS points to this CPU's state, which names its block of counters.
+    unsafe {
+        asm!("mov {block}, gs:[{stats}]", "inc qword ptr [{block} + {counter}]", block = out(reg) _,
+            stats = const offset::STATS, counter = const COUNTER, options(nostack));
+    }
+}
+
+/// Counts something, by the name of a field of [`CpuStats`].
+macro_rules! count {
+    ($counter:ident) => {
+        $crate::arch::cpu::count_at::<{ core::mem::offset_of!(fluke_abi::stats::CpuStats, $counter) }>(
+        )
+    };
+}
+pub(crate) use count;
 
 /// Operand of `lgdt` and `lidt`.
 #[repr(C, packed(2))]

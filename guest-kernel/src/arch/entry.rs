@@ -18,13 +18,18 @@ use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
 use fluke_abi::boot::{KERNEL_CS, USER_CS, USER_SS};
-use fluke_abi::layout::GATE_INSTRUCTION_BYTES;
+use fluke_abi::entry::Entry;
+use fluke_abi::layout::{GATE, GATE_DONE, GATE_INSTRUCTION_BYTES};
 use fluke_abi::port::DOORBELL_VECTOR;
+use fluke_abi::probe::Probe;
+use fluke_abi::stats::CpuStats;
 
 use super::apic::{KICK_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
-use super::cpu::{FRAME_BYTES, Table, offset};
+use super::cpu::{FRAME_BYTES, Frame, Table, offset};
 use super::instructions::INTERRUPT_FLAG;
 use crate::boundary;
+use crate::probe::ARMED;
+use crate::thread::Thread;
 
 /// Vector stored for `syscall`, which has none: that of the other trap gate.
 pub const GATE_VECTOR: u64 = 6;
@@ -101,6 +106,9 @@ pub fn idt() -> Table {
         base: (&raw const IDT) as u64,
     }
 }
+
+/// Bytes of a [`Frame`] below those that [`enter`] finds: the registers that calls preserve.
+const PRESERVED: usize = offset_of!(Frame, r11);
 
 /// Bytes between two exception stubs.
 const STUB_BYTES: usize = 16;
@@ -231,11 +239,32 @@ pub unsafe extern "C" fn syscall_entry() {
     );
 }
 
-/// Stores the remaining registers and runs the kernel.
+/// What all that comes from user mode goes through: `rsp` points to the registers that calls may change, and all
+/// others are the program's. Stores the remaining registers and runs the kernel.
+///
+/// But for `thread_self`, which only reads what is the thread's own: that is done at once, without entering the
+/// kernel. To other CPUs it is an instruction of the program's: it takes no lock and needs no stack, and what they
+/// want of this CPU meanwhile it hears of back in user mode, by the interrupt that they have sent. While probe
+/// points are armed it goes the long way, where the points are.
 #[unsafe(naked)]
 #[unsafe(link_section = ".text.entry")]
 unsafe extern "C" fn enter() {
     naked_asm!(
+        "cmp rax, {thread_self}",
+        "jne 2f",
+        "cmp qword ptr [rsp + {vector}], {gate_vector}",
+        "jne 2f",
+        "cmp qword ptr [rsp + {rip}], {gate}",
+        "jne 2f",
+        "cmp byte ptr [rip + {armed} + {enter}], 0",
+        "jne 2f",
+        "mov rax, gs:[{stats}]",
+        "inc qword ptr [rax + {calls}]",
+        "mov rax, [rsp + {thread_va}]",
+        "mov [rsp + {rax}], rax",
+        "mov qword ptr [rsp + {rip}], {done}",
+        "jmp fluke_leave_with_preserved",
+        "2:",
         "push rbx",
         "push rbp",
         "push r12",
@@ -249,6 +278,18 @@ unsafe extern "C" fn enter() {
         "xor ebp, ebp",
         "call qword ptr gs:[{trap}]",
         "ud2",
+        thread_self = const Entry::thread_self as u64,
+        vector = const offset_of!(Frame, vector) - PRESERVED,
+        rip = const offset_of!(Frame, rip) - PRESERVED,
+        rax = const offset_of!(Frame, rax) - PRESERVED,
+        thread_va = const offset_of!(Thread, thread_va) - PRESERVED,
+        gate_vector = const GATE_VECTOR,
+        gate = const GATE,
+        done = const GATE_DONE,
+        armed = sym ARMED,
+        enter = const Probe::Enter as usize,
+        stats = const offset::STATS,
+        calls = const offset_of!(CpuStats, calls),
         entry_stack = const offset::ENTRY_STACK,
         in_user = const offset::IN_USER,
         trap = const offset::STUBS + offset_of!(Stubs, trap),
@@ -305,6 +346,9 @@ unsafe extern "C" fn leave_to_user() -> ! {
         "pop r12",
         "pop rbp",
         "pop rbx",
+        // Here with the registers that calls preserve already the program's.
+        ".globl fluke_leave_with_preserved",
+        "fluke_leave_with_preserved:",
         "pop r11",
         "pop r10",
         "pop r9",

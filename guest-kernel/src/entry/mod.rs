@@ -33,31 +33,44 @@ use region::*;
 use task::*;
 use thread::*;
 
-/// What a row's call is.
+/// What makes a row's call.
 macro_rules! handler {
-    (built regs $name:ident $call:ident) => {
-        $name($call)
+    (built regs $name:ident) => {
+        $name
     };
-    (built ipc $name:ident $call:ident) => {
-        engine::run($call)
+    (built ipc $name:ident) => {
+        engine::run
     };
-    (missing $kind:ident $name:ident $call:ident) => {
-        Err(Insanity::NoEntry.into())
+    (missing $kind:ident $name:ident) => {
+        no_entry
     };
 }
+
+fn no_entry(_: &mut Call) -> Done {
+    Err(Insanity::NoEntry.into())
+}
+
+/// Entry numbers are below this.
+const NUMBERS: usize = 128;
 
 macro_rules! dispatch {
     ($($number:literal $kind:ident $name:ident $object:ident $class:ident $built:ident
        ($($parameter:ident: $ty:ty),*) [$($restart:ident),*] $doc:literal;)*) => {
-        /// Makes the call that the thread's registers name.
-        #[inline]
-        pub fn dispatch(call: &mut Call) -> Done {
-            match CallWord(call.frame().rax).number() {
-                $($number => handler!($built $kind $name call),)*
-                _ => Err(Insanity::NoEntry.into()),
-            }
-        }
+        /// What makes each call, by its number.
+        static HANDLERS: [fn(&mut Call) -> Done; NUMBERS] = {
+            let mut handlers: [fn(&mut Call) -> Done; NUMBERS] = [no_entry; NUMBERS];
+            $(handlers[$number] = handler!($built $kind $name);)*
+            handlers
+        };
     };
 }
 
 entry_points!(dispatch);
+
+/// Makes the call that the thread's registers name.
+#[inline]
+pub fn dispatch(call: &mut Call) -> Done {
+    let number = CallWord(call.frame().rax).number();
+    let handler = HANDLERS.get(usize::from(number));
+    handler.unwrap_or(&(no_entry as fn(&mut Call) -> Done))(call)
+}

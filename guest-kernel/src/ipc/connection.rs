@@ -25,10 +25,15 @@ impl Kernel {
 
     /// Ends a connection from one end: that of `id` in the role `side`. A partner that waits learns
     /// of it at once, any other with its next operation.
+    #[inline]
     pub fn disconnect(&mut self, id: Id<Thread>, side: Side) {
-        let Some(connection) = self.threads[id].connections[side as usize].take() else {
-            return;
-        };
+        if let Some(connection) = self.threads[id].connections[side as usize].take() {
+            self.disconnect_from(id, side, connection);
+        }
+    }
+
+    #[inline(never)]
+    fn disconnect_from(&mut self, id: Id<Thread>, side: Side, connection: Connection) {
         let partner = connection.partner;
         let other = side.other();
         let Some(thread) = self.threads.get_mut(partner) else {

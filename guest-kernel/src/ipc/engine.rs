@@ -19,6 +19,7 @@ use crate::call::{Call, Done, Stop, exception};
 use crate::kernel::Kernel;
 use crate::mutant::mutant;
 use crate::object::Link;
+use crate::reference::Ref;
 use crate::thread::{Side, Thread, Wait};
 
 /// One stage of a transfer.
@@ -125,7 +126,7 @@ fn finish(call: &mut Call, status: Status) -> Done {
 fn destination(call: &mut Call) -> Result<Option<Id<Port>>, Stop> {
     let handle = call.argument(0);
     let id = call.id;
-    let reference = call.kernel().reference_of(id, handle)?;
+    let reference = call.kernel().object::<Ref>(id, handle)?;
     match call.kernel().link(reference) {
         Link::Null => Ok(None),
         Link::Port(port) => Ok(Some(port)),
@@ -434,9 +435,8 @@ fn reply(call: &mut Call, next: Option<Entry>) -> Done {
 fn wait_receive(call: &mut Call) -> Done {
     let id = call.id;
     let handle = call.thread().server_pset;
-    let name = call.object_at(handle)?;
-    let pset = call.typed::<Pset>(name)?;
     let kernel = call.kernel();
+    let pset = kernel.object::<Pset>(id, handle)?;
     kernel.threads[id].notified = None;
     kernel.disconnect(id, Side::Server);
     kernel.abandon_client(id);
@@ -537,7 +537,7 @@ fn deliver_words(call: &mut Call, client: Id<Thread>, words: &[u64]) -> Done {
     to.words -= count;
     if to.refs > 0 {
         let handle = call.read::<u64>(to.ref_table)?;
-        let reference = call.kernel().reference_of(id, handle)?;
+        let reference = call.kernel().object::<Ref>(id, handle)?;
         call.kernel().refs[reference].link = Link::Thread(client);
         to.ref_table += 8;
         to.refs -= 1;
@@ -604,7 +604,7 @@ impl Kernel {
     /// takes the exception itself, and makes its call again afterwards.
     fn trouble_other(&mut self, id: Id<Thread>, stop: Stop) {
         match stop {
-            Stop::Fault(fault) => self.take_fault(id, fault),
+            Stop::Fault => self.take_fault(id),
             Stop::Insanity(insanity) => {
                 self.raise(id, exception(Exception::Insanity, insanity as u64));
             }

@@ -190,13 +190,17 @@ impl Kernel {
 
     /// The server of an idempotent call is gone or has turned to another: the client, if it still
     /// waits, makes its call again.
+    #[inline]
     pub fn abandon_client(&mut self, server: Id<Thread>) {
-        if let Some(client) = self.threads[server].idempotent_client.take()
-            && self
-                .threads
-                .get(client)
-                .is_some_and(|c| c.wait() == Some(Wait::Reply(server)))
-        {
+        if let Some(client) = self.threads[server].idempotent_client.take() {
+            self.abandon(client, server);
+        }
+    }
+
+    #[inline(never)]
+    fn abandon(&mut self, client: Id<Thread>, server: Id<Thread>) {
+        let thread = self.threads.get(client);
+        if thread.is_some_and(|c| c.wait() == Some(Wait::Reply(server))) {
             self.threads[client].exception = None;
             self.wake(client);
         }

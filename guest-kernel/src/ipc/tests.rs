@@ -116,7 +116,7 @@ impl End {
             match dispatch(&mut call) {
                 Ok(()) | Err(Stop::Restart) => {}
                 Err(Stop::Insanity(insanity)) => return Err(insanity),
-                Err(Stop::Fault(fault)) => panic!("fault at {:#x}", fault.address),
+                Err(Stop::Fault) => panic!("fault at {:#x}", lock::held_kernel().fault.address),
             }
         }
         scheduler().block(entity);

@@ -12,11 +12,9 @@ use crate::call::Stop;
 use crate::kernel::Kernel;
 use crate::mm::access::within_page;
 use crate::mutant::mutant;
-use crate::object::Name;
 use crate::reference::Ref;
 use crate::thread::Thread;
 use fluke_abi::ipc::CallWord;
-use fluke_abi::object::{OBJECT_SIZE, Type};
 
 /// What is left of one direction of a thread's message parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +152,7 @@ impl Kernel {
             thread: receiver,
             stop,
         };
+        let (source_view, target_view) = (self.view(sender), self.view(receiver));
         let mut left = most;
         loop {
             self.next_buffer(sender, from).map_err(by_sender)?;
@@ -168,12 +167,10 @@ impl Kernel {
                 return Ok(Outcome::Enough);
             }
             let words = piece(from, to).min(left);
-            let source = self
-                .translate(sender, from.address, Prot::READ)
-                .map_err(|fault| by_sender(fault.into()))?;
-            let target = self
-                .translate(receiver, to.address, Prot::WRITE)
-                .map_err(|fault| by_receiver(fault.into()))?;
+            let source = self.translate_in(source_view, from.address, Prot::READ);
+            let source = source.map_err(by_sender)?;
+            let target = self.translate_in(target_view, to.address, Prot::WRITE);
+            let target = target.map_err(by_receiver)?;
             copy_words(source, target, words);
             from.advance(words);
             to.advance(words);
@@ -186,12 +183,10 @@ impl Kernel {
             if to.refs == 0 {
                 return Ok(Outcome::RefsFull);
             }
-            let source = self
-                .reference_at(sender, from.ref_table)
-                .map_err(by_sender)?;
-            let target = self
-                .reference_at(receiver, to.ref_table)
-                .map_err(by_receiver)?;
+            let source = self.reference_at(sender, from.ref_table);
+            let source = source.map_err(by_sender)?;
+            let target = self.reference_at(receiver, to.ref_table);
+            let target = target.map_err(by_receiver)?;
             self.refs[target].link = self.refs[source].link;
             for cursor in [&mut *from, &mut *to] {
                 if !mutant!(reference_again) {
@@ -204,7 +199,19 @@ impl Kernel {
     }
 
     /// If the current buffer is used up, takes the next one from the table.
+    #[inline]
     fn next_buffer(&mut self, thread: Id<Thread>, cursor: &mut Cursor) -> Result<(), Stop> {
+        if cursor.words == 0 && cursor.buffers > 0 {
+            self.read_table(thread, cursor)?;
+        }
+        if cursor.words > 0 && !cursor.address.is_multiple_of(WORD_SIZE) {
+            return Err(Insanity::BufferUnaligned.into());
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn read_table(&mut self, thread: Id<Thread>, cursor: &mut Cursor) -> Result<(), Stop> {
         while cursor.words == 0 && cursor.buffers > 0 {
             let mut entry = [0; size_of::<Buffer>()];
             self.copy_in(thread, cursor.table, &mut entry)?;
@@ -216,9 +223,6 @@ impl Kernel {
             }
             cursor.buffers -= 1;
         }
-        if cursor.words > 0 && !cursor.address.is_multiple_of(WORD_SIZE) {
-            return Err(Insanity::BufferUnaligned.into());
-        }
         Ok(())
     }
 
@@ -226,23 +230,7 @@ impl Kernel {
     fn reference_at(&mut self, thread: Id<Thread>, entry: u64) -> Result<Id<Ref>, Stop> {
         let mut handle = [0; WORD_SIZE as usize];
         self.copy_in(thread, entry, &mut handle)?;
-        self.reference_of(thread, word(&handle))
-    }
-
-    /// The reference object at an address of a thread's.
-    pub fn reference_of(&mut self, thread: Id<Thread>, handle: u64) -> Result<Id<Ref>, Stop> {
-        if !handle.is_multiple_of(OBJECT_SIZE) {
-            return Err(Insanity::NotAligned.into());
-        }
-        let physical = self.translate(thread, handle, Prot::READ)?;
-        let name = self.find_object(physical);
-        if name == Name::NONE {
-            return Err(Insanity::NoObject.into());
-        }
-        let reference = (name.kind() == Type::Ref)
-            .then(|| self.refs.id_at(name.index()))
-            .flatten();
-        reference.ok_or(Stop::Insanity(Insanity::NotRef))
+        self.object(thread, word(&handle))
     }
 }
 

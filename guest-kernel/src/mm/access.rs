@@ -4,9 +4,10 @@ use fluke_abi::layout::{KERNEL_IMAGE, PAGE_SIZE, VM_MAX};
 use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 
-use super::{Fault, Space, page_table};
+use super::{Fault, page_table};
 use crate::arch::memory;
 use crate::arena::Id;
+use crate::call::Stop;
 use crate::kernel::Kernel;
 use crate::probe::probe;
 use crate::thread::Thread;
@@ -18,44 +19,66 @@ pub const fn within_page(address: u64, len: u64) -> u64 {
     if rest < len { rest } else { len }
 }
 
+/// The memory of a thread.
+#[derive(Clone, Copy)]
+pub struct View {
+    id: Id<Thread>,
+    /// Its page table.
+    table: u64,
+}
+
 impl Kernel {
-    /// Physical address of a byte of a thread's memory. Soft faults are remedied on the way; an
-    /// error is a hard fault, or an access that the thread does not have.
+    /// Physical address of a byte of a thread's memory. Soft faults are remedied on the way;
+    /// [`Stop::Fault`] is a hard fault, or an access that the thread does not have.
     #[inline]
-    pub fn translate(&mut self, id: Id<Thread>, address: u64, access: Prot) -> Result<u64, Fault> {
-        let nowhere = Fault {
-            address,
-            access,
-            code: fluke_abi::code::Exception::PageFault,
-            keeper: None,
-            region_offset: 0,
-            region_hash: 0,
-        };
-        let Some(space) = self.threads[id].space else {
-            return Err(nowhere);
-        };
-        if address >= VM_MAX && !(address >= KERNEL_IMAGE && space == self.own_space) {
-            return Err(nowhere);
-        }
-        let Some(table) = self.spaces.get(space).map(|space| space.page_table) else {
-            return Err(nowhere);
-        };
-        match page_table::lookup(table, address, access) {
-            Some(physical) => Ok(physical),
-            None => self.soft_fault(id, space, address, access),
+    pub fn translate(&mut self, id: Id<Thread>, address: u64, access: Prot) -> Result<u64, Stop> {
+        let view = self.view(id);
+        self.translate_in(view, address, access)
+    }
+
+    /// The memory of a thread, for several accesses.
+    #[inline]
+    pub fn view(&self, id: Id<Thread>) -> View {
+        let space = self.threads[id].space;
+        let space = space.and_then(|space| self.spaces.get(space));
+        View {
+            id,
+            table: space.map_or(self.page_table, |space| space.page_table),
         }
     }
 
-    fn soft_fault(
-        &mut self,
-        id: Id<Thread>,
-        space: Id<Space>,
-        address: u64,
-        access: Prot,
-    ) -> Result<u64, Fault> {
-        let physical = self.fill(space, address, access)?;
-        probe::<{ Probe::SoftFault as usize }>(|| (&self.threads[id], address));
-        Ok(physical)
+    /// As [`translate`](Self::translate).
+    #[inline]
+    pub fn translate_in(&mut self, view: View, address: u64, access: Prot) -> Result<u64, Stop> {
+        if address < VM_MAX
+            && let Some(physical) = page_table::lookup(view.table, address, access)
+        {
+            return Ok(physical);
+        }
+        self.fault_in(view.id, address, access)
+    }
+
+    /// As [`translate`](Self::translate), for what is in no page table of a program's, as far as is known.
+    #[inline(never)]
+    pub fn fault_in(&mut self, id: Id<Thread>, address: u64, access: Prot) -> Result<u64, Stop> {
+        let own = Fault::own(address, access);
+        let found = match self.threads[id].space {
+            Some(space) if address < VM_MAX => {
+                let filled = self.fill(space, address, access);
+                if filled.is_ok() {
+                    probe::<{ Probe::SoftFault as usize }>(|| (&self.threads[id], address));
+                }
+                filled
+            }
+            Some(space) if address >= KERNEL_IMAGE && space == self.own_space => {
+                page_table::lookup(self.view(id).table, address, access).ok_or(own)
+            }
+            _ => Err(own),
+        };
+        found.map_err(|fault| {
+            self.fault = fault;
+            Stop::Fault
+        })
     }
 
     /// Copies bytes out of a thread's memory.
@@ -64,9 +87,10 @@ impl Kernel {
         id: Id<Thread>,
         mut address: u64,
         mut to: &mut [u8],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Stop> {
+        let view = self.view(id);
         while !to.is_empty() {
-            let physical = self.translate(id, address, Prot::READ)?;
+            let physical = self.translate_in(view, address, Prot::READ)?;
             let len = within_page(address, to.len() as u64);
             let (now, rest) = to.split_at_mut(len as usize);
             memory::copy_from(physical, now);
@@ -81,9 +105,10 @@ impl Kernel {
         id: Id<Thread>,
         mut from: &[u8],
         mut address: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Stop> {
+        let view = self.view(id);
         while !from.is_empty() {
-            let physical = self.translate(id, address, Prot::WRITE)?;
+            let physical = self.translate_in(view, address, Prot::WRITE)?;
             let len = within_page(address, from.len() as u64);
             let (now, rest) = from.split_at(len as usize);
             memory::copy_to(now, physical);

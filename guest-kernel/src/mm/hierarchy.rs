@@ -6,12 +6,12 @@ use fluke_abi::ipc::ExceptionMessage;
 use fluke_abi::layout::{ENTRY_MAX, ENTRY_MIN, PAGE_SIZE, VM_MAX, VM_MIN};
 use fluke_abi::state::Prot;
 
-use super::{Mapping, Region, Source, Space, page_table};
+use super::{Region, Source, Space, page_table};
+use crate::arch::cpu::count;
 use crate::arena::Id;
 use crate::ipc::Port;
 use crate::kernel::Kernel;
 use crate::object::Object;
-use crate::sched::count;
 
 /// Mappings on the way from an address to physical memory. Deeper ones are as good as absent, so
 /// that no arrangement of regions and mappings can keep the kernel busy.
@@ -61,7 +61,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault of the thread itself.
-    const fn own(address: u64, access: Prot) -> Self {
+    pub const fn own(address: u64, access: Prot) -> Self {
         Self {
             address,
             access,
@@ -89,38 +89,45 @@ impl Kernel {
     /// The physical page behind an address, what may be done with it, and how many pages around it
     /// come from the same place, as the hierarchy says.
     fn resolve(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<Extent, Fault> {
-        let own = Fault::own(address, access);
-        let mut fault = own;
+        self.walk(space, address, access).map_err(|lacking| {
+            let own = Fault::own(address, access);
+            let region = lacking.and_then(|(id, offset)| Some((self.regions.get_mut(id)?, offset)));
+            region.map_or(own, |(region, offset)| Fault {
+                keeper: region.keeper,
+                region_offset: offset,
+                region_hash: region.header().hash,
+                ..own
+            })
+        })
+    }
+
+    /// As [`resolve`](Self::resolve); an error is the last region on the way, and the offset there.
+    fn walk(
+        &mut self,
+        mut space: Id<Space>,
+        mut at: u64,
+        access: Prot,
+    ) -> Result<Extent, Option<(Id<Region>, u64)>> {
+        let mut lacking = None;
         let mut prot = Prot::all();
-        let (mut space, mut at) = (space, address);
         // Bytes before and after that every step of the way has in common.
         let (mut before, mut after) = (u64::MAX, u64::MAX);
         for depth in 0..DEPTH_MAX {
-            let Some(space_now) = self.spaces.get(space) else {
-                return Err(fault);
-            };
-            let Some(id) = space_now.mappings.find(&self.mappings, at) else {
-                return Err(fault);
-            };
-            let Mapping {
-                start,
-                size,
-                prot: limit,
-                source,
-                ..
-            } = self.mappings[id];
+            let space_now = self.spaces.get_mut(space).ok_or(lacking)?;
+            let mapping = space_now.mappings.find(&self.mappings, at).ok_or(lacking)?;
             // The root program's own permissions are for its own accesses; all memory is its to give.
-            if depth == 0 || !matches!(source, Source::Physical(_)) {
-                prot &= limit;
+            if depth == 0 || !matches!(mapping.source, Source::Physical(_)) {
+                prot &= mapping.prot;
             }
             if !allows(prot, access) {
-                return Err(fault);
+                return Err(lacking);
             }
-            before = before.min(at - start);
-            after = after.min(start + size - at);
-            let (region_id, offset) = match source {
+            let from_start = at - mapping.start;
+            before = before.min(from_start);
+            after = after.min(mapping.size - from_start);
+            let (region_id, offset) = match mapping.source {
                 Source::Physical(base) => {
-                    let page = (base + (at - start)) & !(PAGE_SIZE - 1);
+                    let page = (base + from_start) & !(PAGE_SIZE - 1);
                     return Ok(Extent {
                         page,
                         prot,
@@ -128,18 +135,11 @@ impl Kernel {
                         after,
                     });
                 }
-                Source::Region(region, offset) => (region, offset + (at - start)),
-                Source::None => return Err(fault),
+                Source::Region(region, offset) => (region, offset + from_start),
+                Source::None => return Err(lacking),
             };
-            let Some(region) = self.regions.get_mut(region_id) else {
-                return Err(fault);
-            };
-            fault = Fault {
-                keeper: region.keeper,
-                region_offset: offset,
-                region_hash: region.header().hash,
-                ..own
-            };
+            let region = self.regions.get(region_id).ok_or(lacking)?;
+            lacking = Some((region_id, offset));
             prot &= region.prot;
             match region.space {
                 Some(next) if offset < region.size && allows(prot, access) => {
@@ -147,10 +147,10 @@ impl Kernel {
                     after = after.min(region.size - offset);
                     (space, at) = (next, region.start + offset);
                 }
-                _ => return Err(fault),
+                _ => return Err(lacking),
             }
         }
-        Err(fault)
+        Err(lacking)
     }
 
     /// A soft fault: fills the page table from the hierarchy, with the neighbours in the same
@@ -179,7 +179,7 @@ impl Kernel {
                 ..Fault::own(address, access)
             });
         }
-        count(|stats| &mut stats.soft_faults);
+        count!(soft_faults);
         Ok(page | (address % PAGE_SIZE))
     }
 
@@ -278,6 +278,7 @@ impl Kernel {
 mod tests {
     use super::*;
     use crate::kernel::tests::kernel;
+    use crate::mm::Mapping;
     use proptest::prelude::*;
 
     /// Pages in each space that the tests use, from this address on.

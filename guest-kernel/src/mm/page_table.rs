@@ -26,16 +26,10 @@ const fn index(address: u64, level: u32) -> u64 {
     address / span(level) % ENTRIES
 }
 
-/// Permissions of a present entry.
-const fn prot_of(entry: u64) -> Prot {
-    let mut bits = Prot::READ.bits();
-    if entry & WRITABLE != 0 {
-        bits |= Prot::WRITE.bits();
-    }
-    if entry & NO_EXECUTE == 0 {
-        bits |= Prot::EXECUTE.bits();
-    }
-    Prot::from_bits_truncate(bits)
+/// Whether a present entry allows an access.
+const fn allows(entry: u64, access: Prot) -> bool {
+    (entry & WRITABLE != 0 || !access.contains(Prot::WRITE))
+        && (entry & NO_EXECUTE == 0 || !access.contains(Prot::EXECUTE))
 }
 
 /// A page table with an empty user half; the kernel's half as in `template`.
@@ -51,22 +45,14 @@ pub fn create(pool: &mut FramePool, template: u64) -> Option<u64> {
 /// Physical address of a byte, if it is mapped with at least the permissions `access`.
 #[inline]
 pub fn lookup(root: u64, address: u64, access: Prot) -> Option<u64> {
-    let mut table = root;
-    let mut level = 4;
-    loop {
-        let entry = read_word(table + index(address, level) * 8);
+    let mut entry = root;
+    for level in [4, 3, 2, 1] {
+        entry = read_word((entry & ADDRESS) + index(address, level) * 8);
         if entry & PRESENT == 0 {
             return None;
         }
-        if level == 1 {
-            let page = entry & ADDRESS;
-            return prot_of(entry)
-                .contains(access)
-                .then_some(page | (address % PAGE_SIZE));
-        }
-        table = entry & ADDRESS;
-        level -= 1;
     }
+    allows(entry, access).then_some((entry & ADDRESS) | (address % PAGE_SIZE))
 }
 
 /// Maps pages that one lowest-level table covers to consecutive physical pages from `page` on.
@@ -75,7 +61,7 @@ pub fn map(
     pool: &mut FramePool,
     root: u64,
     addresses: Range<u64>,
-    mut page: u64,
+    page: u64,
     prot: Prot,
 ) -> Option<()> {
     let address = addresses.start;
@@ -99,10 +85,12 @@ pub fn map(
     } else {
         NO_EXECUTE
     };
-    for at in addresses.step_by(PAGE_SIZE as usize) {
-        let entry = page | PRESENT | USER | writable | no_execute;
-        write_word(table + index(at, 1) * 8, entry);
-        page += PAGE_SIZE;
+    let mut entry = page | PRESENT | USER | writable | no_execute;
+    let first = table + index(address, 1) * 8;
+    let pages = (addresses.end - address) / PAGE_SIZE;
+    for at in (0..pages).map(|n| first + n * 8) {
+        write_word(at, entry);
+        entry += PAGE_SIZE;
     }
     Some(())
 }

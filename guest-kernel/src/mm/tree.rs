@@ -11,6 +11,8 @@ type Tree = Option<Id<Mapping>>;
 #[derive(Default)]
 pub struct MappingTree {
     root: Tree,
+    /// The one that was found last; most often it is the next one too.
+    last: Tree,
 }
 
 fn weight(id: Id<Mapping>) -> u32 {
@@ -80,7 +82,7 @@ fn merge(all: &mut Arena<Mapping>, mut left: Tree, mut right: Tree) -> Tree {
 impl MappingTree {
     /// The mapping that starts last at or before `address`.
     #[inline]
-    pub fn at_or_before(&self, all: &Arena<Mapping>, address: u64) -> Option<Id<Mapping>> {
+    fn at_or_before(&self, all: &Arena<Mapping>, address: u64) -> Option<Id<Mapping>> {
         let mut best = None;
         let mut tree = self.root;
         while let Some(id) = tree {
@@ -97,9 +99,14 @@ impl MappingTree {
 
     /// The mapping that covers `address`.
     #[inline]
-    pub fn find(&self, all: &Arena<Mapping>, address: u64) -> Option<Id<Mapping>> {
-        self.at_or_before(all, address)
-            .filter(|&id| address - all[id].start < all[id].size)
+    pub fn find<'a>(&mut self, all: &'a Arena<Mapping>, address: u64) -> Option<&'a Mapping> {
+        let covers = |mapping: &&Mapping| address.wrapping_sub(mapping.start) < mapping.size;
+        let last = self.last.map(|last| &all[last]);
+        last.filter(covers).or_else(|| {
+            let found = self.at_or_before(all, address)?;
+            self.last = Some(found);
+            Some(&all[found]).filter(covers)
+        })
     }
 
     /// Whether a mapping other than `except` has an address in `start..end`.
@@ -134,6 +141,7 @@ impl MappingTree {
 
     /// Takes a mapping out.
     pub fn remove(&mut self, all: &mut Arena<Mapping>, id: Id<Mapping>) {
+        self.last = None;
         let start = all[id].start;
         let (left, rest) = split(all, self.root, start);
         let (_, right) = split(all, rest, start + 1);
@@ -179,7 +187,9 @@ mod tests {
                     let expected = model.iter()
                         .find(|(s, (z, _))| (**s..**s + z).contains(&address))
                         .map(|(_, (_, id))| *id);
-                    prop_assert_eq!(tree.find(&all, address), expected);
+                    let expected = expected.map(|id| &raw const all[id]);
+                    let found = tree.find(&all, address);
+                    prop_assert_eq!(found.map(|mapping| &raw const *mapping), expected);
                 }
             }
         }

@@ -231,8 +231,8 @@ impl<'g> Kernel<'g> {
         let kind = parameter(&ty, "Id");
         let kind = kind.ok_or_else(|| Error::Image(format!("has a `{ty}` that is no `Id`")))?;
         let kind = kind.to_lowercase();
-        let index = id.field("index")?.int()?;
-        let generation = id.field("generation")?.int()?;
+        let bits = id.field("bits")?.int()?;
+        let (index, generation) = (bits & u64::from(u32::MAX), bits >> 32);
         let found = self.arena(&kind)?.at(index)?;
         let value = found.and_then(|(now, value)| (now == generation).then_some(value));
         let name = Name {

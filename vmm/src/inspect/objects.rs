@@ -294,7 +294,7 @@ fn check_heads(kernel: &Kernel<'_>, frames: &BTreeMap<u64, Vec<Header>>) -> Resu
     let mut wrong = Vec::new();
     for frame in frames.keys().filter(|frame| **frame != 0) {
         let number = frame / PAGE_SIZE;
-        let listed = number < count && heads.nth(number)?.int().is_ok_and(|head| head != 0);
+        let listed = number < count && heads.nth(number)?.option()?.is_some();
         if !listed {
             wrong.push(format!("the kernel's table has nothing at {frame:#x}"));
         }

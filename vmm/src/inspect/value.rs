@@ -351,7 +351,13 @@ impl<'g> Value<'g> {
             }
             Kind::Struct(_) => {
                 let name = short(ty.name.split('<').next().unwrap_or_default());
-                f.write_str(&name).and(value.show_fields(f, depth)?)
+                match value.field("bits") {
+                    Ok(bits) if name == "Id" => {
+                        let bits = bits.int()?;
+                        write!(f, "#{}.{}", bits as u32, bits >> 32)
+                    }
+                    _ => f.write_str(&name).and(value.show_fields(f, depth)?),
+                }
             }
             Kind::Variants { .. } => {
                 let (name, content) = value.variant()?;
