@@ -10,7 +10,7 @@ use fluke_abi::entry::{Class, Entry, Row, TABLE};
 use fluke_abi::layout::{GATE_DONE, PAGE_SIZE};
 use fluke_abi::state::{Prot, SavedState};
 use libfluke::heap;
-use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Target as _, Task, Thread};
+use libfluke::object::{Cond, Mutex, Port, Pset, Ref, Task, Thread};
 use libfluke::space::{Export, READ_WRITE};
 use libfluke::startup::startup;
 
