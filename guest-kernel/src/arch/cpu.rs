@@ -93,7 +93,7 @@ pub mod offset {
     pub const SCRATCH: usize = offset_of!(Cpu, scratch);
     /// Of [`Cpu::stubs`].
     pub const STUBS: usize = offset_of!(Cpu, stubs);
-    /// Of [`Cpu::stats`].
+    /// Of `Cpu::stats`.
     pub const STATS: usize = offset_of!(Cpu, stats);
     /// Of [`Cpu::in_user`].
     pub const IN_USER: usize = offset_of!(Cpu, in_user);
@@ -233,7 +233,7 @@ impl Cpu {
     }
 }
 
-/// Adds 1 to the counter at that offset in the [`CpuStats`] of the CPU that executes this; see [`count!`].
+/// Adds 1 to the counter at that offset in the [`CpuStats`] of the CPU that executes this; see `count!`.
 /// A thread that changes CPUs between the two instructions counts on the one it came from.
 #[inline(always)]
 pub fn count_at<const COUNTER: usize>() {
