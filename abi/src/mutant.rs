@@ -71,7 +71,6 @@ mutants! {
     translation_left: "A page table keeps what came through a mapping that is withdrawn.";
     stop_unheard: "A thread that runs on another CPU is not told that it is to stop.";
     stop_not_awaited: "Who stops a thread that runs on another CPU does not wait until it has stopped.";
-    shootdown_missed: "Who takes something out of a page table lets other CPUs go on using it.";
     doorbell_lost: "Who waits for the doorbell when it rings does not wake.";
 }
 

@@ -759,11 +759,9 @@ impl Scheduler {
 
     /// CPUs that have a table loaded look at it again before they run user code.
     fn mark_stale(&mut self, table: Id<Table>) {
-        let here = Cpu::current_number();
-        for (number, cpu) in (0..).zip(self.cpus.iter_mut()) {
-            if cpu.loaded == Some(table) && !(mutant!(shootdown_missed) && number != here) {
-                cpu.flush = true;
-            }
+        let cpus = self.cpus.iter_mut();
+        for cpu in cpus.filter(|cpu| cpu.loaded == Some(table)) {
+            cpu.flush = true;
         }
     }
 

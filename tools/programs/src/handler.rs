@@ -147,19 +147,23 @@ pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
     unsafe { call_marked(rax, rest, 0) }
 }
 
-/// As [`call`], with that in `rbp` and in `xmm15`, which no call uses; [`LOST`] if it is not there afterwards.
+/// As [`call`], with that in `rbp`, `rbx` and `xmm15`, which no call uses; [`LOST`] if it is not there afterwards.
 ///
 /// # Safety
 /// As of [`call`].
 pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
-    let (result, kept): (u64, u64);
+    let (result, rbx, xmm15): (u64, u64, u64);
     // SAFETY: the caller's promise; the gate returns, after an exception too.
     unsafe {
         asm!(
             "push rbp",
+            "push rbx",
             "mov rbp, r11",
+            "mov rbx, r11",
             "mov r11d, {gate}",
             "call r11",
+            "mov r11, rbx",
+            "pop rbx",
             "pop rbp",
             gate = const GATE,
             inout("rax") rax => result,
@@ -173,12 +177,16 @@ pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
             inout("r13") rest[7] => _,
             inout("r14") rest[8] => _,
             inout("r15") 0u64 => _,
-            inout("r11") mark => _,
-            inout("xmm15") mark => kept,
+            inout("r11") mark => rbx,
+            inout("xmm15") mark => xmm15,
             out("rcx") _,
         );
     }
-    if kept == mark { result } else { LOST }
+    if rbx == mark && xmm15 == mark {
+        result
+    } else {
+        LOST
+    }
 }
 
 /// Result of a call that raised that exception.

@@ -35,7 +35,7 @@ impl Kernels {
 /// On how many vCPUs a bug can be seen: on one most often, where all comes again in the same way.
 const fn vcpus(mutant: Mutant) -> u32 {
     match mutant {
-        Mutant::stop_unheard | Mutant::stop_not_awaited | Mutant::shootdown_missed => 2,
+        Mutant::stop_unheard | Mutant::stop_not_awaited => 2,
         _ => 1,
     }
 }
@@ -82,7 +82,6 @@ const fn habitat(mutant: Mutant) -> (Kernels, &'static [&'static str]) {
         Mutant::sleeper_left | Mutant::doorbell_lost => (All, &["thread_sleep"]),
         Mutant::translation_left => (All, &["mapping_destroy"]),
         Mutant::stop_unheard | Mutant::stop_not_awaited => (All, &["mutex_lock", "cond_wait"]),
-        Mutant::shootdown_missed => (All, &["mapping_destroy-used"]),
     }
 }
 
