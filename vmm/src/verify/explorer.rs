@@ -311,16 +311,16 @@ impl Explorer {
         Ok(true)
     }
 
-    /// The kernel's instruction that is next.
-    fn place(&mut self) -> u64 {
-        let registers = self.vm.registers(0);
+    /// The instruction that is next on a vCPU.
+    fn place(&mut self, vcpu: u32) -> u64 {
+        let registers = self.vm.registers(vcpu);
         registers.map_or(0, |registers| registers.general.rip)
     }
 
     /// Rings, and sees what comes of it: here, where the target goes on as a checkpoint that was read back, and in
     /// another machine.
     fn disturb_elsewhere(&mut self, point: u64, findings: &mut Findings) -> Result<(), Error> {
-        let place = self.place();
+        let place = self.place(0);
         let commits = self.vm.commits();
         self.vm.ring(0)?;
         findings.run += 1;
@@ -368,7 +368,7 @@ impl Explorer {
         play: bool,
         findings: &mut Findings,
     ) -> Result<Option<usize>, Error> {
-        let place = self.place();
+        let place = self.place(0);
         self.vm.ring(0)?;
         findings.run += 1;
         let doorbell = Point::Interrupt(DOORBELL_VECTOR);
@@ -432,8 +432,7 @@ impl Explorer {
         let mut interleaving = Interleaving::new(seed, self.cell.vcpus, self.steps);
         let end = match interleaving.run(&mut self.vm, &self.marks, point) {
             Ended::Marked(vcpu) => {
-                let registers = self.vm.registers(vcpu);
-                let place = registers.map_or(0, |registers| registers.general.rip);
+                let place = self.place(vcpu);
                 self.vm.ring(interleaving.raise())?;
                 findings.run += 1;
                 let (end, mut state) = self.interleaved(&mut interleaving);
