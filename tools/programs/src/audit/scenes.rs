@@ -360,7 +360,8 @@ fn messages(entry: Entry, size: Size) -> Result<Option<Scene>, Status> {
             scene(script([serve(first), reply], 1).again(0), client)
         }
         ipc_reply_wait_receive => {
-            let reply = on(entry, sent, second);
+            // One room for both requests: the first may be delivered again, when the server that took it is gone.
+            let reply = on(entry, sent, first);
             let client = partner([to(ipc_call, other, theirs), to(ipc_call, few, theirs_too)]);
             scene(script([serve(first), reply], 1).again(1), client)
         }
