@@ -24,20 +24,22 @@ const KERNELS: [(&str, &str); 3] = [
     ("interrupt", "interrupt"),
 ];
 
-/// Packages with guest programs, by name and directory in `tools`.
-const PROGRAMS: [(&str, &str); 2] = [
-    ("fluke-programs", "programs"),
-    ("fluke-checkpoint", "checkpoint"),
+/// Packages with guest programs, by name and directory in the workspace.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("fluke-programs", "tools/programs"),
+    ("fluke-checkpoint", "tools/checkpoint"),
+    ("fluke-benchmarks", "benches/guest"),
 ];
 
 /// What the images depend on, in the workspace.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "guest-kernel",
     "abi",
     "tools/libfluke",
     "tools/programs",
     "tools/checkpoint",
     "tools/c",
+    "benches/guest",
     "Cargo.lock",
     "Cargo.toml",
     "rust-toolchain.toml",

@@ -11,6 +11,7 @@
 //! * [`ipc`]: the call word and the message parameters.
 //! * [`layout`]: the addresses everybody knows.
 //! * [`audit`]: what the program that takes threads apart tells the host.
+//! * [`mod@bench`]: what benchmark programs tell the host.
 //! * [`boot`]: what the host hands to the kernel and to the root program.
 //! * [`port`]: the I/O ports of the machine.
 //! * [`probe`]: the places in the kernel where the host can pause the machine.
@@ -22,6 +23,7 @@
 #![no_std]
 
 pub mod audit;
+pub mod bench;
 pub mod boot;
 pub mod code;
 pub mod driver;

@@ -13,6 +13,8 @@ macro_rules! mutants {
         pub enum Mutant {
             /// None.
             none,
+            /// No bug, but slow: something to find for who compares costs. Not among [`Mutant::ALL`].
+            slow_transfer,
             $(#[doc = $doc] $name,)*
         }
 
@@ -24,6 +26,7 @@ macro_rules! mutants {
             pub const fn name(self) -> &'static str {
                 match self {
                     Self::none => "none",
+                    Self::slow_transfer => "slow_transfer",
                     $(Self::$name => stringify!($name),)*
                 }
             }
@@ -32,6 +35,7 @@ macro_rules! mutants {
             pub const fn doc(self) -> &'static str {
                 match self {
                     Self::none => "Nothing is wrong.",
+                    Self::slow_transfer => "Each transfer of a message first turns in a loop.",
                     $(Self::$name => $doc,)*
                 }
             }

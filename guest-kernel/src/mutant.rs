@@ -20,6 +20,14 @@ pub fn is(mutant: Mutant) -> bool {
     CHOSEN.load(Relaxed) == mutant as u32
 }
 
+/// Turns in a loop.
+pub fn dawdle() {
+    const TURNS: u32 = 100;
+    for turn in 0..TURNS {
+        core::hint::black_box(turn);
+    }
+}
+
 /// Whether this kernel is to have the bug of that name. A macro, so that it is `false` before anything is
 /// compiled of what depends on it.
 macro_rules! mutant {

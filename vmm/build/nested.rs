@@ -89,8 +89,8 @@ impl<'a> Guest<'a> {
         self.keep(&directory.join("fluke-kernel"), &format!("kernel-{name}"))
     }
 
-    /// Builds the Rust programs: each `src/bin/*.rs` of the packages in these directories of `tools`, by
-    /// package name.
+    /// Builds the Rust programs: each `src/bin/*.rs` of the packages in these directories, by package
+    /// name.
     pub fn rust_programs(
         &self,
         packages: &[(&str, &str)],
@@ -103,10 +103,7 @@ impl<'a> Guest<'a> {
         let features = features.join(",");
         arguments.push(&features);
         for (name, directory) in packages {
-            names.extend(stems(
-                &self.root.join("tools").join(directory).join("src/bin"),
-                "rs",
-            )?);
+            names.extend(stems(&self.root.join(directory).join("src/bin"), "rs")?);
             arguments.extend(["-p", name]);
         }
         let directory = self.cargo(

@@ -138,6 +138,14 @@ impl Api {
         }
     }
 
+    /// Of each class: its name, how many entry points there are, how many of them the paper counts too, and how
+    /// many the paper has.
+    pub fn classes(&self) -> impl Iterator<Item = (&'static str, usize, usize, usize)> {
+        self.classes
+            .iter()
+            .map(|count| (count.class, count.here, count.counted, count.paper))
+    }
+
     /// As text: the entry points, the counts, and the differences by name.
     pub fn to_text(&self) -> String {
         let mut text = String::new();

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::Api;
+use crate::bench::{self, command::BenchArgs};
 use crate::checkpoint::{self, Checkpoints};
 use crate::config::{
     Configuration, ConsoleSink, GuestFile, MEMORY_DEFAULT, Model, PROGRAM_DEFAULT, Preempt, Size,
@@ -106,6 +107,8 @@ enum Commands {
     Image(ImageArgs),
     /// Prove that system calls can be taken apart at any instruction, by doing it.
     Verify(VerifyArgs),
+    /// Measure what the paper measured, and more, in each configuration.
+    Bench(BenchArgs),
     /// Show what this host's KVM can do, and what that means.
     Doctor {
         /// Print one JSON object.
@@ -245,6 +248,7 @@ pub fn main() -> ExitCode {
         Commands::Api { json } => status(api(json)),
         Commands::Image(args) => ended(pvh::command(&args)),
         Commands::Verify(args) => ended(verify::command::command(&args)),
+        Commands::Bench(args) => ended(bench::command::command(&args)),
         Commands::Doctor { json } => status(doctor(json)),
     };
     ExitCode::from(status)

@@ -111,7 +111,7 @@ impl Configuration {
     }
 
     /// Name of the kernel image.
-    fn image(self) -> &'static str {
+    pub fn image(self) -> &'static str {
         match (self.model, self.preempt) {
             (Model::Process, Preempt::Full) => "process-full",
             (model, _) => model.name(),

@@ -5,6 +5,7 @@
 
 pub mod alter;
 pub mod api;
+pub mod bench;
 pub mod boot;
 pub mod bus;
 pub mod checkpoint;

@@ -10,7 +10,7 @@ use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::Event;
 
 use crate::condition::PLACES_MAX;
-use crate::count::{SWAPGS_IRETQ, Ways};
+use crate::count::{GATE_VECTOR, SWAPGS_IRETQ, Ways};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
@@ -49,6 +49,8 @@ pub enum Point {
     Told,
     /// The same. On the way all instructions at CPL 0 are executed one by one, with interrupts, and counted.
     ToldCounted,
+    /// The same, and each of them is noted.
+    ToldTraced,
     /// When an interrupt of that vector is taken, or a program tells of something.
     Interrupt(u8),
     /// At the end of a [`Slice`].
@@ -127,6 +129,21 @@ impl MarkedCall {
     }
 }
 
+/// An instruction of the kernel's that a vCPU has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its address.
+    pub rip: u64,
+    /// What is in `rax`.
+    pub rax: u64,
+    /// What is in `rcx`: how often a string instruction is repeated.
+    pub rcx: u64,
+    /// The flags.
+    pub rflags: u64,
+    /// The vector of the trap, where the kernel is entered.
+    pub vector: Option<u64>,
+}
+
 /// How far a vCPU is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -156,6 +173,8 @@ pub struct Way {
     stepping: bool,
     /// Of those, `pause`s.
     pauses: u64,
+    /// All of them, if they are noted.
+    pub trace: Vec<Step>,
 }
 
 impl Way {
@@ -177,10 +196,12 @@ impl Way {
             stepped: 0,
             stepping: false,
             pauses: 0,
+            trace: Vec::new(),
         };
         way.steps = match point {
             Point::Interrupt(_)
             | Point::ToldCounted
+            | Point::ToldTraced
             | Point::Slice(_)
             | Point::Marked(..)
             | Point::Instructions { .. } => {
@@ -245,7 +266,7 @@ impl Way {
         match (self.stepping, self.point) {
             (true, _) if stepped => Ok(()),
             (false, _) => ways.await_entry(fd),
-            (_, Point::ToldCounted) => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
+            (_, Point::ToldCounted | Point::ToldTraced) => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
             _ => debug(fd, SINGLE_STEP, &[]),
         }
     }
@@ -268,6 +289,7 @@ impl Way {
             Point::Any { places, .. } => Self::come_to(fd, &places),
             Point::Interrupt(_)
             | Point::ToldCounted
+            | Point::ToldTraced
             | Point::Slice(_)
             | Point::Marked(..)
             | Point::Instructions { .. } => self.stepped(fd, memory),
@@ -340,6 +362,11 @@ impl Way {
                 self.counted >= count.into() || places.contains(&Some(regs.rip))
             }
             Point::Interrupt(vector) => vector_of(fd, memory, &regs)? == Some(vector.into()),
+            Point::ToldTraced => {
+                self.counted += 1;
+                self.note(fd, memory, &regs)?;
+                false
+            }
             _ => {
                 self.counted += 1;
                 false
@@ -352,12 +379,29 @@ impl Way {
         Ok(Progress::Further)
     }
 
+    fn note(&mut self, fd: &VcpuFd, memory: &Memory, regs: &kvm_regs) -> Result<(), Error> {
+        let vector = match self.ways {
+            Some(ways) if regs.rip == ways.trap => vector_of(fd, memory, regs)?,
+            Some(ways) if regs.rip == ways.syscall => Some(GATE_VECTOR),
+            _ => None,
+        };
+        self.trace.push(Step {
+            rip: regs.rip,
+            rax: regs.rax,
+            rcx: regs.rcx,
+            rflags: regs.rflags,
+            vector,
+        });
+        Ok(())
+    }
+
     /// Whether what the kernel reports is the point.
     pub fn ends_at(&self, event: Event) -> bool {
         match self.point {
             Point::FirstUser => event == Event::FirstUser,
             Point::Told
             | Point::ToldCounted
+            | Point::ToldTraced
             | Point::Interrupt(_)
             | Point::Slice(_)
             | Point::Marked(..) => event == Event::Told,

@@ -1,5 +1,6 @@
 //! What happened in a run: exits by cause and vCPU, time by mode, the kernel's own counters.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fluke_abi::boot::Extent;
@@ -7,6 +8,7 @@ use fluke_abi::stats::CpuStats;
 use serde::Serialize;
 
 use crate::memory::Memory;
+use crate::point::Step;
 
 /// Why a vCPU left the guest for this process. What KVM handles itself (interrupts, timers,
 /// `hlt`) is not among these.
@@ -48,6 +50,8 @@ pub struct VcpuCounters {
     pub instructions: AtomicU64,
     /// All that were executed one by one.
     pub steps: AtomicU64,
+    /// All of them, if they were noted.
+    pub trace: Mutex<Vec<Step>>,
 }
 
 impl VcpuCounters {

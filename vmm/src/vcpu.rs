@@ -454,8 +454,13 @@ impl Runner {
         if access_pending && why == PauseReason::Again && !self.take_back_probe() {
             return State::Finished(self.failed("its registers cannot be changed".into(), None));
         }
-        if let Some(way) = &self.way {
+        if let Some(way) = &mut self.way {
             let counters = &self.context.counters;
+            let mut trace = counters
+                .trace
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *trace = std::mem::take(&mut way.trace);
             counters.instructions.store(way.counted, Ordering::Relaxed);
             counters.steps.store(way.stepped, Ordering::Relaxed);
         }

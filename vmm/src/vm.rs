@@ -36,7 +36,7 @@ use crate::inspect::{self, Machine, View};
 use crate::kick;
 use crate::kvm::{self, APIC_TIMER_KHZ, Processor};
 use crate::memory::Memory;
-use crate::point::Point;
+use crate::point::{Point, Step};
 use crate::profile::Profile;
 use crate::remote::{Status, serve};
 use crate::snapshot::memory::MemoryLog;
@@ -412,6 +412,15 @@ impl Vm {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .commits()
+        })
+    }
+
+    /// Those instructions, if they were noted ([`Point::ToldTraced`]).
+    pub fn trace(&self, vcpu: u32) -> Vec<Step> {
+        let counters = self.counters.get(vcpu as usize);
+        counters.map_or_else(Vec::new, |counters| {
+            let trace = counters.trace.lock();
+            std::mem::take(&mut *trace.unwrap_or_else(PoisonError::into_inner))
         })
     }
 

@@ -153,6 +153,9 @@ impl Kernel {
             stop,
         };
         let (source_view, target_view) = (self.view(sender), self.view(receiver));
+        if mutant!(slow_transfer) {
+            crate::mutant::dawdle();
+        }
         let mut left = most;
         loop {
             self.next_buffer(sender, from).map_err(by_sender)?;

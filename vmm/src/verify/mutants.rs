@@ -44,7 +44,7 @@ const fn vcpus(mutant: Mutant) -> u32 {
 const fn habitat(mutant: Mutant) -> (Kernels, &'static [&'static str]) {
     use Kernels::{All, Full, Process};
     match mutant {
-        Mutant::none => (All, &["mutex_lock", "thread_sleep-state"]),
+        Mutant::none | Mutant::slow_transfer => (All, &["mutex_lock", "thread_sleep-state"]),
         Mutant::pointer_not_advanced => (All, &["ipc_client_connect_send_over_receive-long"]),
         Mutant::advanced_before_copy => (
             All,
