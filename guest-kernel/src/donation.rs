@@ -37,8 +37,17 @@ impl Kernel {
 
     /// The priority at which a thread may run: its own, or that of the donor at the root of its
     /// time. `None`: it may not.
+    #[inline]
     pub fn entitlement(&self, id: Id<Thread>) -> Option<u8> {
-        let mut id = id;
+        let thread = &self.threads[id];
+        if thread.scheduler.is_none() {
+            return Some(thread.priority);
+        }
+        self.entitlement_by_donation(id)
+    }
+
+    #[inline(never)]
+    fn entitlement_by_donation(&self, mut id: Id<Thread>) -> Option<u8> {
         for _ in 0..=LEVELS_MAX {
             if self.scheduler_of(id).is_none() {
                 return Some(self.threads[id].priority);

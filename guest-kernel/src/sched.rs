@@ -737,15 +737,17 @@ impl Scheduler {
     /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
     #[inline(never)]
     fn reload(&mut self, table: Option<Id<Table>>) {
-        let table = table.filter(|&table| self.tables.get(table).is_some());
-        let none = Table {
-            root: self.no_table,
-            stubs: Stubs::COMMON,
+        let found = table.and_then(|table| self.tables.get(table).copied());
+        let (loaded, Table { root, stubs }) = match found {
+            Some(found) => (table, found),
+            None => {
+                let (root, stubs) = (self.no_table, Stubs::COMMON);
+                (None, Table { root, stubs })
+            }
         };
-        let Table { root, stubs } = table.map_or(none, |table| self.tables[table]);
         let cpu = self.cpu();
         cpu.flush = false;
-        (cpu.loaded, cpu.root) = (table, root);
+        (cpu.loaded, cpu.root) = (loaded, root);
         if let Some(hardware) = &mut cpu.hardware {
             hardware.stubs = stubs;
         }

@@ -65,6 +65,14 @@ impl Kernel {
         self.rest(id);
     }
 
+    /// A sleeping thread waits for something else.
+    pub fn wait_instead(&mut self, id: Id<Thread>, wait: Wait) {
+        if let Some(old) = self.threads[id].wait() {
+            self.unqueue(id, old);
+        }
+        self.sleep(id, wait);
+    }
+
     /// A thread begins to sleep: it does not want time now.
     pub fn rest(&mut self, id: Id<Thread>) {
         if self.threads[id].donor.is_some() {

@@ -134,13 +134,19 @@ fn destination(call: &mut Call) -> Result<Option<Id<Port>>, Stop> {
     }
 }
 
-/// Waits on a port until a server thread deals with the caller: connects to it, or takes its
-/// message. Commit point: none; the server's.
+/// Meets a server thread that waits for messages of a port; or waits at the port until one deals with
+/// the caller: connects to it, or takes its message. Commit point: where the two meet ([`meet`]).
 fn queue_on_port(call: &mut Call, no_port: Status) -> Done {
     let Some(port) = destination(call)? else {
         return finish(call, no_port);
     };
-    call.kernel().wake_server(port);
+    let id = call.id;
+    while let Some(server) = call.kernel().waiting_server(port) {
+        if meet(call, port, id, server)? {
+            return Ok(());
+        }
+    }
+    call.kernel().wake_donor(port);
     call.wait(Wait::Port(port))
 }
 
@@ -201,25 +207,29 @@ fn send(call: &mut Call, side: Side, next: Option<Entry>) -> Done {
             partner => partner,
         };
         if Cursor::sending(&call.thread().frame).is_empty() {
+            // A receiver that has no room for more does not wait for the end.
+            if let Partner::Asleep(receiver, Wait::Receive(s)) = partner
+                && s == other
+                && next.is_none()
+            {
+                let kernel = call.kernel();
+                if Cursor::receiving(&kernel.threads[receiver].frame).no_data() {
+                    kernel.finish(receiver, Status::RecvMoreData);
+                }
+            }
             return sent(call, side, next);
         }
         match partner {
             Partner::Asleep(receiver, Wait::Receive(s)) if s == other => {
                 if let Some(outcome) = move_message(call, id, receiver)? {
                     match outcome {
-                        Outcome::Sent if next.is_none() => {
-                            let kernel = call.kernel();
-                            if Cursor::receiving(&kernel.threads[receiver].frame).no_data() {
-                                kernel.finish_other(receiver, Status::RecvMoreData);
-                            }
-                        }
                         Outcome::Sent => {}
                         Outcome::Enough => call.preemption_point()?,
                         Outcome::DataFull => {
-                            call.kernel().finish_other(receiver, Status::RecvMoreData);
+                            call.kernel().finish(receiver, Status::RecvMoreData);
                         }
                         Outcome::RefsFull => {
-                            call.kernel().finish_other(receiver, Status::RecvMoreRefs);
+                            call.kernel().finish(receiver, Status::RecvMoreRefs);
                         }
                     }
                 }
@@ -317,7 +327,7 @@ fn over(call: &mut Call, side: Side) -> Done {
                 && s == other
             {
                 // The end of the message; the partner has yet to acknowledge.
-                call.kernel().finish_other(receiver, Status::Success);
+                call.kernel().finish(receiver, Status::Success);
             }
             call.wait(Wait::Over(side))
         }
@@ -443,7 +453,6 @@ fn wait_receive(call: &mut Call) -> Done {
     let Some((port, client)) = kernel.first_client(pset) else {
         return call.wait(Wait::Pset(pset));
     };
-    let alias = kernel.ports[port].alias;
     if kernel.threads[client].wait() == Some(Wait::Ask(port)) {
         let request = kernel.time_request(client);
         deliver_words(call, client, &request.to_words())?;
@@ -451,69 +460,92 @@ fn wait_receive(call: &mut Call) -> Done {
         kernel.unqueue(client, Wait::Ask(port));
         kernel.threads[client].asked = true;
         kernel.wait_for_time(client);
-        received(call, alias, Flavour::Oneway);
-        return Ok(());
+        kernel.receives(id, port, Flavour::Oneway);
+        return finish(call, Status::Success);
     }
     if let Some(message) = kernel.threads[client].exception {
         deliver_words(call, client, &message.to_words())?;
-        return taken(call, client, alias, Flavour::Idempotent);
+        let kernel = call.kernel();
+        kernel.wait_instead(client, Wait::Reply(id));
+        kernel.threads[id].idempotent_client = Some(client);
+        kernel.receives(id, port, Flavour::Idempotent);
+        return finish(call, Status::Success);
     }
+    meet(call, port, client, id).map(drop)
+}
+
+/// A client and a server meet at a port: the caller is one of them, the other waits for it. Says whether
+/// they did: else the other, which has to deal with something first, waits no longer. Commit point: the
+/// server has the message, or a client.
+fn meet(
+    call: &mut Call,
+    port: Id<Port>,
+    client: Id<Thread>,
+    server: Id<Thread>,
+) -> Result<bool, Stop> {
+    let caller = call.id;
+    let kernel = call.kernel();
     let stage = kernel.threads[client].entry().and_then(stage_of);
     match stage {
         // A client could keep a driver waiting.
-        Some((Stage::Connect, _)) if kernel.is_own(id) => {
-            kernel.finish_other(client, Status::ConnectInvalidDest);
-            Ok(())
+        Some((Stage::Connect, _)) if kernel.is_own(server) => {
+            kernel.finish(client, Status::ConnectInvalidDest);
         }
         Some((Stage::Connect, Some(next))) => {
-            kernel.unqueue(client, Wait::Port(port));
-            kernel.connect(client, id);
+            kernel.connect(client, server);
+            kernel.receives(server, port, Flavour::Reliable);
+            kernel.threads[server].become_entry(Entry::ipc_server_receive);
+            if caller == client {
+                kernel.wait_instead(server, Wait::Receive(Side::Server));
+            }
             if !mutant!(connect_again) {
                 kernel.threads[client].become_entry(next);
             }
-            kernel.sleep(client, Wait::Send(Side::Client));
-            let thread = call.thread();
-            thread.frame.r15 = alias;
-            thread.frame.rax = thread.word().with_flavour(Flavour::Reliable as u8).0;
-            thread.become_entry(Entry::ipc_server_receive);
-            Ok(())
+            if caller == server {
+                kernel.wait_instead(client, Wait::Send(Side::Client));
+            }
         }
         Some((stage @ (Stage::Call | Stage::Oneway), _)) => {
-            if !deliver(call, client)? {
-                // The client has to deal with something first; look again.
-                return Ok(());
+            if !deliver(call, client, server)? {
+                return Ok(false);
             }
+            let kernel = call.kernel();
             if stage == Stage::Call {
-                taken(call, client, alias, Flavour::Idempotent)
+                kernel.receives(server, port, Flavour::Idempotent);
+                kernel.threads[server].idempotent_client = Some(client);
             } else {
-                let kernel = call.kernel();
-                kernel.threads[client].complete_transfer(Status::Success);
-                kernel.wake(client);
-                received(call, alias, Flavour::Oneway);
-                Ok(())
+                kernel.receives(server, port, Flavour::Oneway);
+                kernel.finish(client, Status::Success);
+            }
+            kernel.finish(server, Status::Success);
+            if stage == Stage::Call {
+                if caller == client {
+                    call.wait(Wait::Reply(server))?;
+                } else {
+                    kernel.wait_instead(client, Wait::Reply(server));
+                }
             }
         }
         // A thread whose call is none of these does not queue on a port.
-        _ => {
-            kernel.wake(client);
-            Ok(())
-        }
+        _ => kernel.wake(client),
     }
+    Ok(true)
 }
 
-/// Copies a client's message into the caller's buffers, cut to fit. The client's registers stay:
-/// the message can be delivered again.
-fn deliver(call: &mut Call, client: Id<Thread>) -> Result<bool, Stop> {
-    let id = call.id;
+/// Copies a client's message into a server's buffers, cut to fit. The client's registers stay: the
+/// message can be delivered again. Says whether it is delivered: else the one that is not the caller has to
+/// deal with something first.
+fn deliver(call: &mut Call, client: Id<Thread>, server: Id<Thread>) -> Result<bool, Stop> {
+    let caller = call.id;
     let kernel = call.kernel();
     let mut from = Cursor::sending(&kernel.threads[client].frame);
-    let mut to = Cursor::receiving(&kernel.threads[id].frame);
-    match kernel.transfer(client, &mut from, id, &mut to, u64::MAX) {
+    let mut to = Cursor::receiving(&kernel.threads[server].frame);
+    match kernel.transfer(client, &mut from, server, &mut to, u64::MAX) {
         Ok(_) => {
-            to.store_receiving(&mut kernel.threads[id].frame);
+            to.store_receiving(&mut kernel.threads[server].frame);
             Ok(true)
         }
-        Err(Trouble { thread, stop }) if thread == id => Err(stop),
+        Err(Trouble { thread, stop }) if thread == caller => Err(stop),
         Err(Trouble { thread, stop }) => {
             kernel.trouble_other(thread, stop);
             Ok(false)
@@ -546,31 +578,19 @@ fn deliver_words(call: &mut Call, client: Id<Thread>, words: &[u64]) -> Done {
     Ok(())
 }
 
-/// The caller has a client's idempotent message; the client waits for the reply.
-fn taken(call: &mut Call, client: Id<Thread>, alias: u64, flavour: Flavour) -> Done {
-    let id = call.id;
-    let kernel = call.kernel();
-    if let Some(wait) = kernel.threads[client].wait() {
-        kernel.unqueue(client, wait);
-    }
-    kernel.sleep(client, Wait::Reply(id));
-    kernel.threads[id].idempotent_client = Some(client);
-    received(call, alias, flavour);
-    Ok(())
-}
-
-fn received(call: &mut Call, alias: u64, flavour: Flavour) {
-    let thread = call.thread();
-    thread.frame.r15 = alias;
-    thread.frame.rax = thread.word().with_flavour(flavour as u8).0;
-    thread.complete_transfer(Status::Success);
-}
-
 impl Kernel {
-    /// Completes the transfer of a sleeping thread and wakes it.
-    fn finish_other(&mut self, id: Id<Thread>, status: Status) {
+    /// Completes the transfer of a thread, and wakes it if it sleeps.
+    fn finish(&mut self, id: Id<Thread>, status: Status) {
         self.threads[id].complete_transfer(status);
         self.wake(id);
+    }
+
+    /// A server has a message, or a client, that came to a port.
+    fn receives(&mut self, server: Id<Thread>, port: Id<Port>, flavour: Flavour) {
+        let alias = self.ports[port].alias;
+        let thread = &mut self.threads[server];
+        thread.frame.r15 = alias;
+        thread.frame.rax = thread.word().with_flavour(flavour as u8).0;
     }
 
     /// The stage of a sleeping thread is complete: its call is that of the next.
@@ -590,7 +610,7 @@ impl Kernel {
                 false
             }
             Some((_, None)) => {
-                self.finish_other(id, Status::Success);
+                self.finish(id, Status::Success);
                 true
             }
             _ => {

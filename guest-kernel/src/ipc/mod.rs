@@ -105,16 +105,27 @@ impl Object for Pset {
 }
 
 impl Kernel {
+    /// The thread that has waited longest for a message of a port's set.
+    pub fn waiting_server(&self, port: Id<Port>) -> Option<Id<Thread>> {
+        self.psets[self.ports[port].pset?].servers.first()
+    }
+
     /// A message comes to a port: wakes a thread that serves it, or one that donates its time until
     /// there is a message, if one waits.
     pub fn wake_server(&mut self, port: Id<Port>) {
-        let pset = self.ports[port].pset;
-        let server = pset.and_then(|pset| self.psets[pset].servers.first());
-        if let Some(server) = server {
-            self.wake(server);
-            // Should it be stopped before it looks, the message goes to another.
-            self.threads[server].notified = pset;
-        } else if let Some(donor) = self.ports[port].donors.first() {
+        match self.waiting_server(port) {
+            Some(server) => {
+                self.wake(server);
+                // Should it be stopped before it looks, the message goes to another.
+                self.threads[server].notified = self.ports[port].pset;
+            }
+            None => self.wake_donor(port),
+        }
+    }
+
+    /// A message comes to a port that nobody serves now: wakes a thread that donates its time until then.
+    pub fn wake_donor(&mut self, port: Id<Port>) {
+        if let Some(donor) = self.ports[port].donors.first() {
             self.return_time(donor, Status::Success);
         }
     }
