@@ -24,6 +24,9 @@ const KERNELS: [(&str, &str); 3] = [
     ("interrupt", "interrupt"),
 ];
 
+/// The same of kernels that are only there to be measured.
+const VARIANTS: [(&str, &str); 1] = [("interrupt-copied", "interrupt,copied-frame")];
+
 /// Packages with guest programs, by name and directory in the workspace.
 const PROGRAMS: [(&str, &str); 3] = [
     ("fluke-programs", "tools/programs"),
@@ -80,7 +83,7 @@ fn build() -> Result<(), Failure> {
             Ok("debug") => ",lock-checker",
             _ => "",
         };
-        for (name, features) in KERNELS {
+        for (name, features) in KERNELS.into_iter().chain(VARIANTS) {
             let image = guest.kernel(name, &format!("image,{features}{checks}"))?;
             kernels.push((name.to_string(), image));
         }

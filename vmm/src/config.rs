@@ -305,6 +305,18 @@ impl VmConfig {
         Ok(self)
     }
 
+    /// The same with the embedded kernel of that name, which is a variant of the configuration's, if it runs
+    /// Fluke.
+    ///
+    /// # Errors
+    /// If this build has no such kernel.
+    pub fn variant(mut self, name: &str) -> Result<Self, Error> {
+        if let Guest::Fluke { kernel, .. } = &mut self.guest {
+            *kernel = image::kernel(name)?.to_vec();
+        }
+        Ok(self)
+    }
+
     /// The machine of a snapshot.
     pub fn snapshot(snapshot: Snapshot) -> Self {
         Self {

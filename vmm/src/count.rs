@@ -106,6 +106,8 @@ pub struct Ways {
     pub enter: u64,
     /// Where all interrupts of the kernel itself meet.
     pub from_kernel: u64,
+    /// Where, on the way to user mode, all registers but `rsp` are the thread's, and that points to its vector.
+    pub leaving: u64,
     /// The `swapgs` before the `iretq` to user mode.
     pub swapgs: u64,
 }
@@ -121,16 +123,18 @@ impl Ways {
         let leave = find("fluke_kernel::arch::entry::leave_to_user")?;
         let mut sections = file.sections();
         let code = sections.find_map(|section| section.data_range(leave, 128).ok()?)?;
-        let way_out = [&DROP_VECTOR[..], &SWAPGS_IRETQ].concat();
-        let at = code
-            .windows(way_out.len())
-            .position(|bytes| bytes == way_out)?;
+        let position = |wanted: &[u8]| {
+            let mut windows = code.windows(wanted.len());
+            windows.position(|bytes| bytes == wanted)
+        };
+        let (drop, swap) = (position(&DROP_VECTOR)?, position(&SWAPGS_IRETQ)?);
         Some(Self {
             trap: find("fluke_kernel::arch::entry::trap")?,
             syscall: find("fluke_kernel::arch::entry::syscall_entry")?,
             enter: find("fluke_kernel::arch::entry::enter")?,
             from_kernel: find("fluke_kernel::arch::entry::from_kernel")?,
-            swapgs: leave + (at + DROP_VECTOR.len()) as u64,
+            leaving: leave + drop as u64,
+            swapgs: leave + swap as u64,
         })
     }
 
@@ -149,12 +153,6 @@ impl Ways {
         debug.arch.debugreg[7] = 0x400 | 1 << 1 | 1 << 3;
         fd.set_guest_debug(&debug)
             .map_err(Error::kvm("stopping the guest at a point"))
-    }
-
-    /// The last instruction to user mode that can be stepped off: all registers but `rsp` are the thread's, and
-    /// that points to its vector.
-    pub fn leaving(&self) -> u64 {
-        self.swapgs - DROP_VECTOR.len() as u64
     }
 }
 

@@ -22,13 +22,13 @@ mod embedded {
 /// Most loadable segments of an image.
 const SEGMENTS_MAX: usize = 6;
 
-/// Names of the embedded kernels, which are those of their execution models, and programs.
+/// Names of the embedded kernels, which begin with their execution models, and programs.
 pub fn embedded() -> (Vec<&'static str>, Vec<&'static str>) {
     let names = |table: &[(&'static str, &[u8])]| table.iter().map(|(name, _)| *name).collect();
     (names(embedded::KERNELS), names(embedded::PROGRAMS))
 }
 
-/// The embedded kernel of an execution model, such as `interrupt`.
+/// The embedded kernel of that name, such as `interrupt`.
 ///
 /// # Errors
 /// If this build has none of that name.

@@ -58,7 +58,7 @@ pub struct Cpu {
     pub this: *const Cpu,
     /// First byte of the running thread's [`Frame`].
     pub frame: u64,
-    /// One past its last byte; equal to the task state segment's RSP0.
+    /// One past its last byte; equal to the task state segment's RSP0, unless that is `trapped`'s end.
     pub frame_end: u64,
     /// Top of this CPU's own kernel stack.
     pub stack: u64,
@@ -76,7 +76,13 @@ pub struct Cpu {
     pub in_user: InUser,
     tss: TaskState,
     gdt: [u64; 7],
+    /// Where the CPU stores traps from user mode that are then copied to the thread, aligned as it does.
+    trapped: Trapped,
 }
+
+/// What the CPU and a stub push in a trap.
+#[repr(C, align(16))]
+struct Trapped([u64; 8]);
 
 /// Offsets that the stubs use.
 pub mod offset {
@@ -95,6 +101,8 @@ pub mod offset {
     pub const STUBS: usize = offset_of!(Cpu, stubs);
     /// Of `Cpu::stats`.
     pub const STATS: usize = offset_of!(Cpu, stats);
+    /// Of RSP0 in the task state segment.
+    pub const TRAP_STACK: usize = offset_of!(Cpu, tss) + super::TaskState::RSP0 * 4;
     /// Of [`Cpu::in_user`].
     pub const IN_USER: usize = offset_of!(Cpu, in_user);
 }
@@ -158,6 +166,9 @@ impl Cpu {
         cpu.stats = stats;
         cpu.in_user = InUser(AtomicU32::new(0));
         cpu.tss.set(TaskState::IST1, stack);
+        let trapped = &raw const cpu.trapped as u64;
+        cpu.tss
+            .set(TaskState::RSP0, trapped + size_of::<Trapped>() as u64);
         cpu.tss.words[TaskState::IO_MAP] = 0xffff_0000;
         let tss = &raw const cpu.tss as u64;
         let limit = size_of::<TaskState>() as u64 - 1;
@@ -229,7 +240,9 @@ impl Cpu {
         self.frame = frame;
         self.frame_end = frame + FRAME_BYTES;
         self.entry_stack = stack;
-        self.tss.set(TaskState::RSP0, self.frame_end);
+        if !cfg!(feature = "copied-frame") {
+            self.tss.set(TaskState::RSP0, self.frame_end);
+        }
     }
 }
 

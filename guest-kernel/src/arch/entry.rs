@@ -5,6 +5,9 @@
 //! The stub then goes on on the stack that the scheduler named when it chose the thread, which is the
 //! only question that the models answer differently.
 //!
+//! With the feature `copied-frame`, for a table of OSDI '99, the hardware part lands in the CPU's structure, and
+//! is copied to the thread and, to return, back.
+//!
 //! The kernel's own space has a page table in which the image belongs to user mode, so that the kernel
 //! itself cannot run there (SMEP) nor use its data (SMAP). What is used of the image between a trap and
 //! the change of the page table, and from there to the return, is in the sections `.text.entry` and
@@ -33,6 +36,9 @@ use crate::thread::Thread;
 
 /// Vector stored for `syscall`, which has none: that of the other trap gate.
 pub const GATE_VECTOR: u64 = 6;
+
+/// Whether what the CPU pushes is copied to the thread and back; for `.if`.
+const COPIED: usize = cfg!(feature = "copied-frame") as usize;
 
 /// Vectors with a stub below the interrupts: the CPU's exceptions.
 const EXCEPTIONS: usize = 32;
@@ -184,6 +190,19 @@ unsafe extern "C" fn trap() {
         "test byte ptr [rsp + 24], 3",
         "jz {from_kernel}",
         "swapgs",
+        ".if {copied}",
+        "mov gs:[{scratch}], rax",
+        "mov rax, rsp",
+        "mov rsp, gs:[{frame_end}]",
+        "push [rax + 48]",
+        "push [rax + 40]",
+        "push [rax + 32]",
+        "push [rax + 24]",
+        "push [rax + 16]",
+        "push [rax + 8]",
+        "push [rax]",
+        "mov rax, gs:[{scratch}]",
+        ".endif",
         "push rax",
         "push rcx",
         "push rdx",
@@ -194,6 +213,9 @@ unsafe extern "C" fn trap() {
         "push r10",
         "push r11",
         "jmp {enter}",
+        copied = const COPIED,
+        scratch = const offset::SCRATCH,
+        frame_end = const offset::FRAME_END,
         from_kernel = sym from_kernel,
         enter = sym enter,
     );
@@ -359,8 +381,22 @@ unsafe extern "C" fn leave_to_user() -> ! {
         "pop rcx",
         "pop rax",
         "add rsp, 16",
+        ".if {copied}",
+        "mov gs:[{scratch}], rax",
+        "mov rax, rsp",
+        "mov rsp, gs:[{trap_stack}]",
+        "push [rax + 32]",
+        "push [rax + 24]",
+        "push [rax + 16]",
+        "push [rax + 8]",
+        "push [rax]",
+        "mov rax, gs:[{scratch}]",
+        ".endif",
         "swapgs",
         "iretq",
+        copied = const COPIED,
+        scratch = const offset::SCRATCH,
+        trap_stack = const offset::TRAP_STACK,
         frame = const offset::FRAME,
     );
 }

@@ -49,6 +49,8 @@ pub struct Column {
     pub name: String,
     /// The configuration.
     pub configuration: Configuration,
+    /// Another kernel than its own, by name.
+    pub variant: Option<&'static str>,
     /// A bug that the kernel is to have, for tests.
     pub mutant: Option<Mutant>,
 }
@@ -59,6 +61,7 @@ impl Column {
         Self {
             name: configuration.to_string(),
             configuration,
+            variant: None,
             mutant: None,
         }
     }
@@ -151,6 +154,15 @@ impl<'a> Bench<'a> {
                 ..Column::of(configuration)
             })
             .collect()
+    }
+
+    /// Configurations to measure in a table that takes long: in a quick run, those without preemption.
+    pub fn few(&self) -> Vec<Column> {
+        let mut columns = self.configurations();
+        if self.settings().quick && columns.len() > 2 {
+            columns.retain(|column| column.configuration.preempt() == Preempt::None);
+        }
+        columns
     }
 
     /// The column that others are compared with: Process NP, if that is measured.

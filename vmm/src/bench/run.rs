@@ -52,9 +52,10 @@ impl Workload {
         for (name, data) in &self.files {
             config = config.file(name, data.to_vec());
         }
-        match column.mutant {
-            Some(mutant) => config.mutate(mutant),
-            None => Ok(config),
+        match (column.mutant, column.variant) {
+            (Some(mutant), _) => config.mutate(mutant),
+            (None, Some(variant)) => config.variant(variant),
+            (None, None) => Ok(config),
         }
     }
 

@@ -94,7 +94,7 @@ impl Calls {
     ) -> Option<(u64, End)> {
         let (vector, end) = match rip {
             _ if rip == ways.enter => (rsp.wrapping_add(8 * SAVED), End::Entry),
-            _ if rip == ways.leaving() => (rsp, End::Return),
+            _ if rip == ways.leaving => (rsp, End::Return),
             _ => return None,
         };
         let frame = vector.wrapping_add(FROM_VECTOR);
@@ -127,6 +127,7 @@ mod tests {
         syscall: 2,
         enter: 3,
         from_kernel: 4,
+        leaving: 5,
         swapgs: 9,
     };
 
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_call_is_caught_at_both_ends_whatever_lies_between() {
-        let (enter, leaving) = (WAYS.enter, WAYS.leaving());
+        let (enter, leaving) = (WAYS.enter, WAYS.leaving);
         let mut calls = Calls::default();
         assert!(!calls.any());
         calls.by_name.add(7);

@@ -251,7 +251,7 @@ impl Debuggee {
     fn watched(&self) -> DebugRegisters {
         let mut registers = DebugRegisters::default();
         let calls = self.ways.as_ref().filter(|_| self.calls.any());
-        let calls = calls.map(|ways| [ways.enter, ways.leaving()]);
+        let calls = calls.map(|ways| [ways.enter, ways.leaving]);
         let calls = calls.into_iter().flatten().map(Watched::instruction);
         let breakpoints = self.breakpoints.iter().map(|breakpoint| breakpoint.watched);
         for (register, watched) in registers.iter_mut().zip(breakpoints.chain(calls)) {

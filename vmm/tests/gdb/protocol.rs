@@ -90,6 +90,7 @@ fn there_are_four_breakpoints_and_none_where_a_cpu_would_stay() {
         enter,
         swapgs,
         from_kernel,
+        leaving: _,
     } = ways();
     for (address, kind) in [(swapgs, 1), (swapgs + 3, 1), (swapgs, 0)] {
         assert!(
@@ -133,13 +134,13 @@ fn the_kernel_is_stepped_and_a_program_is_one_step() {
         here = next;
     }
     // From the last instruction that can be stepped off to the way out, and through the program.
-    client.ok(&format!("Z1,{:x},1", ways.leaving()));
+    client.ok(&format!("Z1,{:x},1", ways.leaving));
     assert_eq!(client.go(), "T05thread:01;hwbreak:;");
     assert_eq!(client.ask("vCont;s:1;c"), "T05thread:01;");
     assert_eq!(client.register(0, RIP), ways.swapgs);
     assert_eq!(client.ask("vCont;s:1;c"), "T05thread:01;");
     assert_eq!(client.register(0, RIP), ways.enter);
-    client.ok(&format!("z1,{:x},1", ways.leaving()));
+    client.ok(&format!("z1,{:x},1", ways.leaving));
     assert_eq!(client.go(), "W00");
     assert_eq!(machine.end().0, 0);
 }
@@ -223,7 +224,7 @@ fn calls_are_caught_by_number_where_they_begin_and_end() {
         client.go(),
         format!("T05thread:01;syscall_return:{other:02x};")
     );
-    assert_eq!(client.register(0, RIP), ways().leaving());
+    assert_eq!(client.register(0, RIP), ways().leaving);
     let stack = client.register(0, 7);
     assert_eq!(client.memory(stack + 16, 8), GATE_DONE.to_le_bytes());
     client.ok(&format!("QCatchSyscalls:1;{number:x}"));
@@ -249,7 +250,7 @@ fn calls_are_caught_by_name() {
         if rip == ways().enter {
             assert_eq!(client.register(cpu, RAX) as u16, Entry::cond_wait as u16);
         } else {
-            assert_eq!(rip, ways().leaving());
+            assert_eq!(rip, ways().leaving);
         }
     }
     assert!(client.monitor("catch no_such").starts_with("error: "));

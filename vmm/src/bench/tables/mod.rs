@@ -1,6 +1,7 @@
 //! A module for each table.
 
 pub mod applications;
+mod bias;
 mod checkpoint;
 mod classes;
 mod extraction;
@@ -18,6 +19,7 @@ pub static ALL: &[&dyn Tabulate] = &[
     &classes::Classes,
     &restart::Restart,
     &applications::Table5,
+    &bias::Bias,
     &latency::Latency,
     &memory::Memory,
     &primitives::Primitives,

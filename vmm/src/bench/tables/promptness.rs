@@ -45,7 +45,7 @@ impl Tabulate for Promptness {
             }
             return Ok(());
         }
-        let points = if bench.settings().quick { 6 } else { 60 };
+        let points = if bench.settings().quick { 3 } else { 60 };
         let columns = bench.configurations();
         let cells = columns.iter().flat_map(|column| {
             SCENES.map(|scene| verify::Cell {

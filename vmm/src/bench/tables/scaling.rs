@@ -28,7 +28,7 @@ impl Tabulate for Scaling {
         let settings = bench.settings();
         // By number of vCPUs, in the same turn.
         let rounds = settings.reps.min(if settings.quick { 1 } else { 3 });
-        let columns = bench.configurations();
+        let columns = bench.few();
         let found = interleaved(&columns, rounds, settings.seed, |column, _| {
             let run = |vcpus| {
                 (bench.progress)(&format!("{vcpus} vCPUs, {}", column.name));
