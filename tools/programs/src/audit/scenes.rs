@@ -103,6 +103,12 @@ const SLEEPING: &[&str] = &[
     "ipc_client_connect_send_over_receive-tables",
     "ipc_server_over_receive-full",
     "ipc_call-served",
+    "ipc_call-served-fault",
+    "ipc_send-served",
+    "ipc_client_connect_send-served",
+    "ipc_client_connect_send_over_receive-served",
+    "ipc_client_connect_send_over_receive-served-fault",
+    "ipc_client_connect_send_over_receive-served-long",
     "mapping_destroy-used",
 ];
 
@@ -720,7 +726,9 @@ pub fn find(
     other: &'static Thread,
 ) -> Result<Option<Scene>, Status> {
     let (entry, variant) = name.split_once('-').unwrap_or((name, ""));
-    let size = match variant {
+    // Then a server waits already.
+    let served = variant.starts_with("served");
+    let size = match variant.strip_prefix("served-").unwrap_or(variant) {
         "fault" => Size::Fault,
         "long" => Size::Long,
         _ => Size::Short,
@@ -747,8 +755,7 @@ pub fn find(
         (_, "full") => full().map(Some),
         _ => match messages(entry, size)? {
             Some(scene) => Ok(Some(Scene {
-                // Then a server waits already.
-                partner_first: variant == "served",
+                partner_first: served,
                 ..scene
             })),
             None => match threads(entry, target, other)? {
