@@ -144,6 +144,16 @@ fn every_point_of_a_call_in_both_models() {
     }
 }
 
+/// It takes the kernel mutex for the first time where it has its effect: nobody may see it done before.
+#[test]
+fn every_point_of_an_alert_under_full_preemption() {
+    let kernel = Configuration::new(Model::Process, Preempt::Full).unwrap();
+    let found = campaign([cell("ipc_client_alert", kernel, 1)].into(), plan(None));
+    for cell in &found.cells {
+        assert_eq!(cell.run + cell.missed, cell.points, "{}", found.text());
+    }
+}
+
 fn command(args: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_flukevm-under-test"))
         .args(args)

@@ -11,6 +11,8 @@ fn disconnect(call: &mut Call, side: Side) -> Done {
 
 fn alert(call: &mut Call, side: Side) -> Done {
     let id = call.id;
+    // Nobody is to see the call done and the partner without the alert.
+    call.kernel();
     call.complete(0)?;
     call.kernel().alert(id, side);
     Ok(())
