@@ -12,7 +12,7 @@ use flukevm::verify::Plan;
 use flukevm::verify::mutants::{Hunt, Verdict, hunt};
 
 /// Points to look at in each cell.
-const BUDGET: u64 = 64;
+const BUDGET: u64 = 128;
 /// The same without a bug, where all of them are.
 const SANE_BUDGET: u64 = 8;
 

@@ -17,7 +17,7 @@ use crate::config::{Configuration, Model, Preempt};
 use crate::error::{Error, STATUS_FAILURE};
 
 /// Points of each cell that a bug is looked for at, unless the user says otherwise.
-const MUTANT_BUDGET: u64 = 64;
+const MUTANT_BUDGET: u64 = 128;
 
 /// Arguments of the command.
 #[derive(Debug, Args)]

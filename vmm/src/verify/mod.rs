@@ -170,7 +170,8 @@ fn differences(cells: &[Findings]) -> Vec<Difference> {
         let all: BTreeSet<_> = cells
             .iter()
             .flat_map(|cell| &cell.states)
-            .filter(|state| state.is_in_call())
+            // How far a program comes after its call, before the doorbell is heard, is the host's affair.
+            .filter(|state| state.is_in_call() && state.entry.is_some())
             .collect();
         for findings in &cells {
             for &state in all.iter().filter(|state| !findings.states.contains(*state)) {
