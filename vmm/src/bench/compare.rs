@@ -7,8 +7,8 @@ use super::sample::differ;
 use super::text::number;
 use crate::error::Error;
 
-/// Counts that differ by a smaller part are not worth a line.
-const COUNTED_TOLERANCE: f64 = 0.02;
+/// Counts that differ by a smaller part are not worth a line: the clock may bring a switch into a short piece.
+const COUNTED_TOLERANCE: f64 = 0.03;
 /// The same of times.
 const TIMED_TOLERANCE: f64 = 0.03;
 
