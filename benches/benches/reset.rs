@@ -8,29 +8,14 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 
-use flukevm::config::{Configuration, Model, Preempt, VmConfig};
+use benches::{PATIENCE, saved};
+use flukevm::config::VmConfig;
 use flukevm::point::Point;
-use flukevm::snapshot::Snapshot;
 use flukevm::stop::StopReason;
 use flukevm::vm::Vm;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What a machine does before a reset.
 type Run = fn(&mut Vm);
-
-fn saved(vcpus: u32) -> (Vm, Snapshot) {
-    let configuration = Configuration::new(Model::Interrupt, Preempt::None);
-    let config = configuration
-        .and_then(|configuration| VmConfig::fluke(configuration, "hello", &[]))
-        .expect("the guests are built in")
-        .vcpus(vcpus);
-    let mut vm = Vm::new(config).unwrap_or_else(|error| panic!("{error}"));
-    let there = vm.run_to(0, Point::FirstUser, PATIENCE);
-    assert!(matches!(there, Ok(true)), "{there:?}");
-    let snapshot = vm.snapshot().unwrap_or_else(|error| panic!("{error}"));
-    (vm, snapshot)
-}
 
 fn some_steps(vm: &mut Vm) {
     let there = vm.run_to(0, Point::Steps(20), PATIENCE);
