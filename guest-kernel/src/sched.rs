@@ -573,6 +573,9 @@ impl Scheduler {
         cpu.timer = 0;
         if highest >= running && highest.is_some() {
             cpu.demands |= Demands::MAKE_WAY;
+        } else if let Some(deadline) = self.next_deadline() {
+            // Who runs may stay in the kernel for long, and the timer was set for somebody who is gone.
+            self.arm(deadline);
         }
     }
 
@@ -598,10 +601,14 @@ impl Scheduler {
         } else {
             u64::MAX
         };
-        let deadline = slice.min(alarm.unwrap_or(u64::MAX));
-        let armed = self.cpus[number].timer;
-        if armed == 0 || deadline < armed {
-            self.cpus[number].timer = deadline;
+        self.arm(slice.min(alarm.unwrap_or(u64::MAX)));
+    }
+
+    /// Sees that this CPU's timer fires at that time, or before.
+    fn arm(&mut self, deadline: u64) {
+        let timer = &mut self.cpu().timer;
+        if *timer == 0 || deadline < *timer {
+            *timer = deadline;
             apic::set_timer(self.clock.ticks_until(deadline));
         }
     }
@@ -633,8 +640,12 @@ impl Scheduler {
             }
         }
         let id = self.ready[from].pop(&mut self.entities)?;
+        self.cpus[number].current = Some(id);
+        if let Some(deadline) = self.next_deadline() {
+            // It may go on in the kernel, for long.
+            self.arm(deadline);
+        }
         let cpu = &mut self.cpus[number];
-        cpu.current = Some(id);
         count!(context_switches);
         let entity = &mut self.entities[id];
         entity.state = State::Running(number as u32);
@@ -872,6 +883,25 @@ mod tests {
         assert_eq!(order, [ids[1], ids[2], ids[0]]);
         let attends = ids.map(|id| scheduler.entities[id].attention);
         assert_eq!(attends, [false, false, true]);
+    }
+
+    /// Preemption points look at it: without, who stays in the kernel for long would not make way.
+    #[test]
+    fn the_timer_stays_set_for_who_sleeps() {
+        const DEADLINE: u64 = u64::MAX - 1;
+        let (mut scheduler, [sleeper, other]) = threads([6, 5]);
+        scheduler.run_now(sleeper);
+        scheduler.sleep_until(sleeper, DEADLINE, false);
+        scheduler.make_way(sleeper);
+        scheduler.make_ready(other, 5);
+        assert_eq!(next(&mut scheduler), Some(other));
+        assert_eq!(scheduler.cpus[0].timer, DEADLINE);
+        // As at the end of a time slice when nobody else wants the CPU any more.
+        scheduler.cpus[0].timer = 1;
+        scheduler.cpus[0].demands = Demands::empty();
+        scheduler.poll_timer();
+        assert!(scheduler.goes_on());
+        assert_eq!(scheduler.cpus[0].timer, DEADLINE);
     }
 
     #[test]
