@@ -411,8 +411,8 @@ impl Kernel {
     }
 
     /// Sets the partner in the role `side`, as far as that is consistent with what the partner
-    /// has: it takes one that waits for a thread to be made again, one that already points here, and one
-    /// that has no connection but is stopped, as if yet to be made. One that runs without has left.
+    /// has: it takes a partner that has no connection, one that waits for a thread to be made
+    /// again, and one that already points here.
     pub fn set_partner(
         &mut self,
         id: Id<Thread>,
@@ -427,10 +427,7 @@ impl Kernel {
             return;
         };
         let theirs = self.threads[partner].connections[side.other() as usize];
-        let free = match theirs {
-            Some(c) => c.partner == id || self.threads.get(c.partner).is_none(),
-            None => self.threads[partner].run == Run::Stopped,
-        };
+        let free = theirs.is_none_or(|c| c.partner == id || self.threads.get(c.partner).is_none());
         if self.threads[id]
             .connection(side)
             .is_some_and(|c| c.partner != partner)

@@ -269,18 +269,3 @@ proptest! {
         }
     }
 }
-
-/// A thread that is made from a state is joined to a partner that is yet to be made from its own; not to one
-/// that has left meanwhile.
-#[test]
-fn who_has_left_is_nobodys_partner() {
-    for (run, joined) in [(Run::Stopped, true), (Run::Waiting(Wait::Forever), false)] {
-        let [client, server] = ends(false);
-        let kernel = lock::held_kernel();
-        kernel.disconnect(server.id, Side::Server);
-        kernel.threads[server.id].run = run;
-        kernel.set_partner(client.id, Side::Client, Some(server.id), false);
-        let connection = kernel.threads[client.id].connection(Side::Client);
-        assert_eq!(connection.is_some(), joined, "{run:?}");
-    }
-}
