@@ -102,7 +102,11 @@ pub fn pieces(workload: &Workload, column: &Column) -> Result<(Vec<Piece>, Code)
     }
 }
 
-fn next(vm: &mut Vm, to: Point, fails: &impl Fn(&str) -> Error) -> Result<Mark, Error> {
+/// Runs a workload to its next mark, in the way that `to` says; the mark.
+///
+/// # Errors
+/// If it does not come there, or the mark cannot be read: what `fails` makes of why.
+pub fn next(vm: &mut Vm, to: Point, fails: &impl Fn(&str) -> Error) -> Result<Mark, Error> {
     match vm.run_to(0, to, PATIENCE) {
         Ok(true) => {}
         Ok(false) => return Err(fails("it hangs")),

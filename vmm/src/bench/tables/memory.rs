@@ -1,20 +1,20 @@
 //! Table 7: what the kernel holds for a thread.
 
-use fluke_abi::bench::{Mark, News};
+use fluke_abi::bench::News;
 use fluke_abi::layout::{KERNEL_STACKS, PAGE_SIZE};
 use serde_json::Value;
 use std::time::Duration;
-use zerocopy::FromBytes;
 
 use super::applications::workload;
 use crate::bench::model::{Measure, Table};
 use crate::bench::run::Workload;
+use crate::bench::trace::next;
 use crate::bench::{Bench, Column, Tabulate};
 use crate::error::Error;
 use crate::image;
 use crate::inspect::types::{Layouts, Types};
 use crate::inspect::{self, View};
-use crate::paging::{read_virtual, translate};
+use crate::paging::translate;
 use crate::point::Point;
 use crate::vm::Vm;
 
@@ -95,17 +95,7 @@ fn held(column: &Column) -> Result<Held, Error> {
     }
     let mut frames = Value::Null;
     loop {
-        match vm.run_to(0, Point::Told, PATIENCE) {
-            Ok(true) => {}
-            Ok(false) => return Err(fails("it hangs")),
-            Err(stop) => return Err(fails(&stop.to_string())),
-        }
-        let mark = vm.registers(0).and_then(|registers| {
-            let (root, at) = (registers.special.cr3, registers.general.rdi);
-            let bytes = read_virtual(vm.memory(), root, at, size_of::<Mark>());
-            Mark::read_from_bytes(&bytes).ok()
-        });
-        let mark = mark.ok_or_else(|| fails("what it tells cannot be read"))?;
+        let mark = next(&mut vm, Point::Told, &fails)?;
         if News::from_number(mark.news) == Some(News::Done) {
             break;
         }
