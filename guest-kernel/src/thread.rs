@@ -156,6 +156,9 @@ pub struct Thread {
     /// The end of the connection was exported, by [`Side`]: destroying the thread leaves it to
     /// the thread that is made from the state.
     pub exported: [bool; 2],
+    /// It has had a connection in that role, by [`Side`], since it was made or its end was set: without
+    /// one now, it has left.
+    pub joined: [bool; 2],
     /// Handlers are enabled.
     pub exceptions_enabled: bool,
 }
@@ -209,6 +212,7 @@ impl Thread {
             server_pset: 0,
             connections: [None; 2],
             exported: [false; 2],
+            joined: [false; 2],
             idempotent_client: None,
             notified: None,
             exception: None,
@@ -411,8 +415,8 @@ impl Kernel {
     }
 
     /// Sets the partner in the role `side`, as far as that is consistent with what the partner
-    /// has: it takes a partner that has no connection, one that waits for a thread to be made
-    /// again, and one that already points here.
+    /// has: it takes a partner that has had no connection yet, one that waits for a thread to be made
+    /// again, and one that already points here; not one that has left.
     pub fn set_partner(
         &mut self,
         id: Id<Thread>,
@@ -423,19 +427,25 @@ impl Kernel {
         self.threads[id].exported[side as usize] = false;
         let Some(partner) = partner.filter(|&p| self.threads.get(p).is_some() && p != id) else {
             self.disconnect(id, side);
-            self.threads[id].connections[side as usize] = None;
+            let thread = &mut self.threads[id];
+            thread.connections[side as usize] = None;
+            thread.joined[side as usize] = false;
             return;
         };
         let theirs = self.threads[partner].connections[side.other() as usize];
-        let free = theirs.is_none_or(|c| c.partner == id || self.threads.get(c.partner).is_none());
+        let free = match theirs {
+            Some(c) => c.partner == id || self.threads.get(c.partner).is_none(),
+            None => !self.threads[partner].joined[side.other() as usize],
+        };
         if self.threads[id]
             .connection(side)
             .is_some_and(|c| c.partner != partner)
         {
             self.disconnect(id, side);
         }
-        self.threads[id].connections[side as usize] =
-            free.then_some(Connection { partner, sender });
+        let thread = &mut self.threads[id];
+        thread.connections[side as usize] = free.then_some(Connection { partner, sender });
+        thread.joined[side as usize] = free;
         if let Some(connection) = theirs.filter(|_| free && !mutant!(partner_not_imported)) {
             self.threads[partner].connections[side.other() as usize] = Some(Connection {
                 partner: id,

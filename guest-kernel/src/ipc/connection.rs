@@ -20,6 +20,7 @@ impl Kernel {
             let sender = side == Side::Client;
             thread.connections[side as usize] = Some(Connection { partner, sender });
             thread.exported[side as usize] = false;
+            thread.joined[side as usize] = true;
         }
     }
 

@@ -18,6 +18,7 @@ use crate::arena::Id;
 use crate::call::{Call, Stop};
 use crate::entry::dispatch;
 use crate::ipc::engine::Stage;
+use crate::kernel::Kernel;
 use crate::kernel::tests::kernel;
 use crate::lock::{self, scheduler};
 use crate::mm::{Mapping, Source};
@@ -268,4 +269,20 @@ proptest! {
             }
         }
     }
+}
+
+/// A thread that is made from a state is joined to a partner that is yet to be made from its own; not to one
+/// that has left meanwhile, unless that one's end was set since.
+#[test]
+fn who_has_left_is_nobodys_partner() {
+    let [client, server] = ends(false);
+    let kernel = lock::held_kernel();
+    let joined = |kernel: &mut Kernel| {
+        kernel.set_partner(client.id, Side::Client, Some(server.id), false);
+        kernel.threads[client.id].connection(Side::Client).is_some()
+    };
+    kernel.disconnect(server.id, Side::Server);
+    assert!(!joined(kernel), "it has left");
+    kernel.set_partner(server.id, Side::Server, None, false);
+    assert!(joined(kernel), "it is as if new");
 }
