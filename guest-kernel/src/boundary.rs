@@ -134,18 +134,18 @@ pub fn park(call: &mut Call) {
     let entity = call.entity;
     let run = call.run();
     let mut held = scheduler();
-    match run {
-        Run::Scheduled => held.make_way(entity),
-        Run::Waiting(_) | Run::Stopped => held.block(entity),
-    }
     if !mutant!(kernel_mutex_kept) {
         lock::release_kernel_in(&mut held, entity);
     }
+    let stack = match run {
+        Run::Scheduled => held.make_way(entity),
+        Run::Waiting(_) | Run::Stopped => held.block(entity),
+    };
     if run == Run::Stopped {
         // SAFETY: whoever lets the thread run again lets it begin from its registers.
         unsafe { on_cpu_stack(schedule) }
     }
-    model::switch(held.stack(entity));
+    model::switch(stack);
 }
 
 fn make_call(call: &mut Call) {
@@ -301,8 +301,9 @@ pub mod start {
         // SAFETY: the element is this CPU's alone.
         let cpu = unsafe { CPUS.0.get().cast::<Cpu>().add(number as usize) };
         let stats = boot.stats.start + u64::from(number) * size_of::<CpuStats>() as u64;
+        let state = Kernel::cpu_states(boot).wrapping_add(number as usize);
         // SAFETY: once on this CPU, first thing; `stack` is its own.
-        unsafe { Cpu::init(cpu, number, stack, IST_BYTES, direct(stats), gate) };
+        unsafe { Cpu::init(cpu, number, stack, IST_BYTES, direct(stats), state, gate) };
         apic::init();
         ONLINE[number as usize].store(true, Ordering::Release);
         if number == 0 {

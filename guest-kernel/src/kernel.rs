@@ -20,7 +20,7 @@ use crate::model;
 use crate::object::{Object, ObjectTable};
 use crate::pseudo;
 use crate::reference::Ref;
-use crate::sched::{CpuState, Entity, RunQueue, Scheduler, Table};
+use crate::sched::{CpuState, Entity, Scheduler, Table};
 use crate::stacks::Stacks;
 use crate::sync::{Cond, Mutex};
 use crate::thread::Thread;
@@ -129,6 +129,12 @@ impl Carver {
 }
 
 impl Kernel {
+    /// Where [`new`](Self::new) puts what the scheduler knows of each CPU: first of all, so that those which come
+    /// up before there is a kernel find theirs.
+    pub fn cpu_states(boot: &BootInfo) -> *mut CpuState {
+        direct(boot.pool.start)
+    }
+
     /// Lays the kernel's state out in the pool that the host provides. `cpus` are the CPUs' own
     /// structures, in order.
     ///
@@ -141,9 +147,8 @@ impl Kernel {
             end: start + size,
         };
         let cpus = boot.cpus as usize;
-        let heads = pool.take(ObjectTable::bytes(boot.memory_size));
         let state: &'static mut [CpuState] = pool.slice(cpus);
-        let ready: &'static mut [RunQueue] = pool.slice(cpus);
+        let heads = pool.take(ObjectTable::bytes(boot.memory_size));
         let unit = (pool.end - pool.at) / 64;
         let clock = Clock::new(boot.tsc_khz, boot.apic_timer_khz, boot.clock);
         let threads =
@@ -154,7 +159,6 @@ impl Kernel {
             pool.arena_of(threads),
             pool.arena_of(spaces),
             boot.page_table,
-            ready,
             state,
             clock,
         );

@@ -16,7 +16,7 @@ use bitflags::bitflags;
 use fluke_abi::state::FPU_BYTES;
 
 use crate::arch::apic;
-use crate::arch::cpu::{Cpu, count};
+use crate::arch::cpu::{Cpu, count, own};
 use crate::arch::entry::Stubs;
 use crate::arch::fpu::Fpu;
 use crate::arch::instructions;
@@ -180,6 +180,8 @@ pub struct CpuState {
     pub hardware: Option<&'static mut Cpu>,
     /// The thread that runs.
     current: Option<Id<Entity>>,
+    /// Threads that are ready to.
+    ready: RunQueue,
     /// Waits for an interrupt; or has not come up, and will then.
     pub idle: bool,
     demands: Demands,
@@ -200,6 +202,7 @@ impl Default for CpuState {
         Self {
             hardware: None,
             current: None,
+            ready: RunQueue::default(),
             idle: true,
             demands: Demands::empty(),
             flush: false,
@@ -219,8 +222,6 @@ pub struct Scheduler {
     tables: Arena<Table>,
     /// Page table of no space.
     no_table: u64,
-    /// Run queues, one for each CPU.
-    ready: &'static mut [RunQueue],
     /// State of the CPUs.
     pub cpus: &'static mut [CpuState],
     /// Threads that sleep, by deadline.
@@ -241,7 +242,6 @@ impl Scheduler {
         entities: Arena<Entity>,
         tables: Arena<Table>,
         no_table: u64,
-        ready: &'static mut [RunQueue],
         cpus: &'static mut [CpuState],
         clock: Clock,
     ) -> Self {
@@ -249,7 +249,6 @@ impl Scheduler {
             entities,
             tables,
             no_table,
-            ready,
             cpus,
             sleepers: Queue::new(),
             lockers: Queue::new(),
@@ -293,8 +292,7 @@ impl Scheduler {
     /// State of the CPU that runs this.
     #[inline]
     pub fn cpu(&mut self) -> &mut CpuState {
-        let number = Cpu::current_number();
-        &mut self.cpus[number as usize]
+        own(self.cpus)
     }
 
     /// The thread that runs on this CPU.
@@ -344,9 +342,9 @@ impl Scheduler {
         let entity = &mut self.entities[id];
         entity.state = State::Ready(number);
         let priority = entity.priority;
-        self.ready[number as usize].push(&mut self.entities, id, priority);
-        let running = self.priority_on(number);
-        let cpu = &mut self.cpus[number as usize];
+        let cpu = own(self.cpus);
+        cpu.ready.push(&mut self.entities, id, priority);
+        let running = cpu.current.map(|current| self.entities[current].priority);
         if running.is_some_and(|running| running < priority) {
             cpu.demands |= Demands::MAKE_WAY;
         }
@@ -360,7 +358,10 @@ impl Scheduler {
         entity.alarm = None;
         match entity.state {
             State::Running(_) => return false,
-            State::Ready(cpu) => self.ready[cpu as usize].remove(&mut self.entities, id, priority),
+            State::Ready(cpu) => {
+                let queue = &mut self.cpus[cpu as usize].ready;
+                queue.remove(&mut self.entities, id, priority);
+            }
             State::Asleep(_) if mutant!(sleeper_left) => {}
             State::Asleep(_) => self.sleepers.remove(&mut self.entities, id),
             State::Locking => self.lockers.remove(&mut self.entities, id),
@@ -372,11 +373,14 @@ impl Scheduler {
         true
     }
 
-    /// The running thread goes off when it leaves its CPU.
-    pub fn block(&mut self, id: Id<Entity>) {
+    /// The running thread goes off when it leaves its CPU: where the execution model keeps what it keeps
+    /// of it.
+    #[inline]
+    pub fn block(&mut self, id: Id<Entity>) -> &mut model::Stack {
         let entity = &mut self.entities[id];
         entity.state = State::Off;
         entity.alarm = None;
+        &mut entity.stack
     }
 
     /// The running thread is to make way and sleep until a time. `attend`: it has something to look at
@@ -413,11 +417,12 @@ impl Scheduler {
         }
     }
 
-    /// The running thread makes way of its own accord: it sleeps, if it is to.
-    pub fn make_way(&mut self, id: Id<Entity>) {
+    /// The running thread makes way of its own accord: it sleeps, if it is to. As [`block`](Self::block).
+    pub fn make_way(&mut self, id: Id<Entity>) -> &mut model::Stack {
         if let Some(alarm) = self.entities[id].alarm.take() {
             self.insert_sleeper(id, alarm);
         }
+        self.stack(id)
     }
 
     fn insert_sleeper(&mut self, id: Id<Entity>, Alarm { deadline, attend }: Alarm) {
@@ -452,7 +457,11 @@ impl Scheduler {
 
     /// Whether the running thread has something to look at; it will now.
     pub fn take_attention(&mut self, id: Id<Entity>) -> bool {
-        self.cpu().demands.remove(Demands::ATTEND);
+        let cpu = self.cpu();
+        if !cpu.demands.contains(Demands::ATTEND) {
+            return false;
+        }
+        cpu.demands.remove(Demands::ATTEND);
         core::mem::take(&mut self.entities[id].attention)
     }
 
@@ -480,7 +489,8 @@ impl Scheduler {
             return;
         }
         if let State::Ready(cpu) = self.entities[owner].state {
-            self.ready[cpu as usize].remove(&mut self.entities, owner, old);
+            let queue = &mut self.cpus[cpu as usize].ready;
+            queue.remove(&mut self.entities, owner, old);
             self.entities[owner].priority = priority;
             self.queue(owner);
         } else {
@@ -519,7 +529,7 @@ impl Scheduler {
     /// if it has less to do than the first of them is worth.
     fn share(&mut self) {
         let here = Cpu::current_number();
-        let Some(waiting) = self.ready[here as usize].highest() else {
+        let Some(waiting) = self.cpu().ready.highest() else {
             return;
         };
         let mut best: Option<(u32, Option<u8>)> = None;
@@ -566,10 +576,9 @@ impl Scheduler {
                 self.queue(id);
             }
         }
-        let number = Cpu::current_number();
-        let highest = self.ready[number as usize].highest();
-        let running = self.priority_on(number);
-        let cpu = &mut self.cpus[number as usize];
+        let running = self.priority_on(Cpu::current_number());
+        let cpu = own(self.cpus);
+        let highest = cpu.ready.highest();
         cpu.timer = 0;
         if highest >= running && highest.is_some() {
             cpu.demands |= Demands::MAKE_WAY;
@@ -590,8 +599,8 @@ impl Scheduler {
 
     /// Sets this CPU's timer, if somebody needs it: another ready thread, or a sleeper.
     fn set_timer(&mut self) {
-        let number = Cpu::current_number() as usize;
-        let contended = !self.ready[number].is_empty() && self.cpus[number].current.is_some();
+        let cpu = self.cpu();
+        let contended = !cpu.ready.is_empty() && cpu.current.is_some();
         let alarm = self.next_deadline();
         if !contended && alarm.is_none() {
             return;
@@ -616,42 +625,56 @@ impl Scheduler {
     /// Takes the current thread off this CPU, wherever it goes next: back into a run queue, behind its
     /// equals, if it could run on.
     pub fn take_off(&mut self) {
-        let number = Cpu::current_number();
-        let cpu = &mut self.cpus[number as usize];
-        cpu.demands = Demands::empty();
+        let cpu = own(self.cpus);
         let Some(id) = cpu.current.take() else { return };
         let entity = &mut self.entities[id];
         if cpu.fpu_owner == Some(id) {
             entity.fpu.save();
         }
-        if entity.state == State::Running(number) {
+        if matches!(entity.state, State::Running(_)) {
             self.queue(id);
         }
     }
 
-    /// Chooses the thread to run on this CPU and makes it the current one.
-    pub fn choose(&mut self) -> Option<&mut model::Stack> {
-        let number = Cpu::current_number() as usize;
-        // Its own threads first, unless somebody else has one that is worth more.
-        let (mut from, mut best) = (number, self.ready[number].occupied);
-        for (other, queue) in self.ready.iter().enumerate() {
-            if queue.occupied.leading_zeros() < best.leading_zeros() {
-                (from, best) = (other, queue.occupied);
+    /// The CPU whose first thread is worth more than this one's, if there is one.
+    fn richer(&mut self) -> Option<usize> {
+        let (mut best, mut found) = (self.cpu().ready.highest(), None);
+        for (number, cpu) in self.cpus.iter().enumerate() {
+            let highest = cpu.ready.highest();
+            if highest > best {
+                (best, found) = (highest, Some(number));
             }
         }
-        let id = self.ready[from].pop(&mut self.entities)?;
-        self.cpus[number].current = Some(id);
+        found
+    }
+
+    /// Chooses the thread to run on this CPU and makes it the current one.
+    pub fn choose(&mut self) -> Option<&mut model::Stack> {
+        // Its own threads first, unless somebody else has one that is worth more.
+        let elsewhere = if self.cpus.len() > 1 {
+            self.richer()
+        } else {
+            None
+        };
+        let from = match elsewhere {
+            Some(number) => &mut self.cpus[number],
+            None => own(self.cpus),
+        };
+        let id = from.ready.pop(&mut self.entities)?;
         if let Some(deadline) = self.next_deadline() {
             // It may go on in the kernel, for long.
             self.arm(deadline);
         }
-        let cpu = &mut self.cpus[number];
         count!(context_switches);
+        let cpu = own(self.cpus);
+        cpu.current = Some(id);
         let entity = &mut self.entities[id];
-        entity.state = State::Running(number as u32);
-        if entity.attention {
-            cpu.demands = Demands::ATTEND;
-        }
+        entity.state = State::Running(Cpu::current_number());
+        cpu.demands = if entity.attention {
+            Demands::ATTEND
+        } else {
+            Demands::empty()
+        };
         if let Some(hardware) = &mut cpu.hardware {
             let stack = model::entry_stack(&entity.stack, hardware.stack);
             hardware.set_running(entity.place.as_ptr() as u64, stack);
@@ -684,27 +707,27 @@ impl Scheduler {
     /// table, the timer. Or nothing, and `false`, if it may not go on.
     #[inline]
     pub fn prepare_user(&mut self, id: Id<Entity>) -> bool {
-        let number = Cpu::current_number() as usize;
-        let cpu = &mut self.cpus[number];
+        let cpu = own(self.cpus);
         if !cpu.demands.is_empty() {
             return false;
         }
         let entity = &mut self.entities[id];
+        let number = Cpu::current_number();
         // Registers that stayed behind are stale if the thread has since run elsewhere.
-        if cpu.fpu_owner != Some(id) || entity.last_cpu != number as u32 {
+        if cpu.fpu_owner != Some(id) || entity.last_cpu != number {
             entity.fpu.restore();
-            entity.last_cpu = number as u32;
+            entity.last_cpu = number;
             cpu.fpu_owner = Some(id);
         }
         let table = entity.table;
         if cpu.loaded != table || cpu.flush {
             self.reload(table);
         }
-        if !self.ready[number].is_empty() || !self.sleepers.is_empty() {
+        if !self.cpu().ready.is_empty() || !self.sleepers.is_empty() {
             self.share();
             self.set_timer();
         }
-        if let Some(hardware) = &self.cpus[number].hardware {
+        if let Some(hardware) = &self.cpu().hardware {
             hardware.in_user.set();
         }
         true
@@ -719,10 +742,8 @@ impl Scheduler {
         }
         self.set_timer();
         self.cpu().idle = true;
-        let asleep = |cpu: &CpuState| cpu.idle && cpu.current.is_none();
-        self.sleepers.is_empty()
-            && self.cpus.iter().all(asleep)
-            && self.ready.iter().all(RunQueue::is_empty)
+        let asleep = |cpu: &CpuState| cpu.idle && cpu.current.is_none() && cpu.ready.is_empty();
+        self.sleepers.is_empty() && self.cpus.iter().all(asleep)
     }
 
     /// Brings a CPU into the kernel if it runs user code or is idle.
@@ -835,7 +856,6 @@ mod tests {
             arena(N),
             Arena::empty(),
             0,
-            Box::leak(Box::new([RunQueue::default()])),
             Box::leak(Box::new([CpuState::default()])),
             Clock::new(1_000_000, 1_000_000, 0),
         );

@@ -10,6 +10,7 @@ use fluke_abi::stats::CpuStats;
 
 use super::entry::{self, Stubs};
 use super::instructions::{rdmsr, wrmsr};
+use crate::sched::CpuState;
 
 mod in_user;
 #[cfg(test)]
@@ -68,6 +69,8 @@ pub struct Cpu {
     pub scratch: u64,
     /// Where it counts, in memory that the host reads.
     stats: *mut CpuStats,
+    /// What the scheduler knows of it.
+    state: *mut CpuState,
     /// How it comes from user mode in the space whose page table was loaded last, and goes back.
     pub stubs: Stubs,
     /// Number of the CPU, equal to its APIC id.
@@ -142,7 +145,8 @@ const SYSCALL_MASK: u64 = 0x4_7700;
 impl Cpu {
     /// Sets this CPU up: segments, interrupts, the trap gate. `memory` becomes the CPU's state;
     /// `stack` is the top of its stack, of which `ist_bytes` at the top are set aside for faults
-    /// that must not use the current stack; it counts in `stats`.
+    /// that must not use the current stack; it counts in `stats`; what the scheduler will know of it is at
+    /// `state`.
     ///
     /// # Safety
     /// Runs once on each CPU, before anything else; the memory is the CPU's alone, for ever.
@@ -152,6 +156,7 @@ impl Cpu {
         stack: u64,
         ist_bytes: u64,
         stats: *mut CpuStats,
+        state: *mut CpuState,
         gate: Gate,
     ) {
         // SAFETY: the caller gives the memory, zeroed but for the stubs, which may not be null; no
@@ -163,7 +168,7 @@ impl Cpu {
         cpu.this = memory;
         cpu.number = number;
         cpu.stack = stack - ist_bytes;
-        cpu.stats = stats;
+        (cpu.stats, cpu.state) = (stats, state);
         cpu.in_user = InUser(AtomicU32::new(0));
         cpu.tss.set(TaskState::IST1, stack);
         let trapped = &raw const cpu.trapped as u64;
@@ -243,6 +248,23 @@ impl Cpu {
         if !cfg!(feature = "copied-frame") {
             self.tss.set(TaskState::RSP0, self.frame_end);
         }
+    }
+}
+
+/// What the scheduler knows of the CPU that executes this, of what it knows of all; on the host, where tests
+/// run, of the first.
+#[inline]
+pub fn own(all: &mut [CpuState]) -> &mut CpuState {
+    if cfg!(test) {
+        return &mut all[0];
+    }
+    let state: *mut CpuState;
+    // SAFETY: GS points to this CPU's state, which names its element of the only such slice there is, and `all`
+    // is the only way to that.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) state, const offset_of!(Cpu, state),
+            options(readonly, nostack, preserves_flags));
+        &mut *state
     }
 }
 

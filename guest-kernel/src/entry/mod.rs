@@ -51,7 +51,7 @@ fn no_entry(_: &mut Call) -> Done {
 }
 
 /// Entry numbers are below this.
-const NUMBERS: usize = 128;
+pub const NUMBERS: usize = 128;
 
 macro_rules! dispatch {
     ($($number:literal $kind:ident $name:ident $object:ident $class:ident $built:ident

@@ -16,6 +16,7 @@ use super::transfer::{Cursor, Outcome, Trouble, piece};
 use super::{Port, Pset};
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop, exception};
+use crate::entry::NUMBERS;
 use crate::kernel::Kernel;
 use crate::mutant::mutant;
 use crate::object::Link;
@@ -86,9 +87,28 @@ pub const fn stage_of(entry: Entry) -> Option<(Stage, Option<Entry>)> {
     })
 }
 
+/// [`stage_of`] the entry point with each number.
+static STAGES: [Option<(Stage, Option<Entry>)>; NUMBERS] = {
+    let mut stages = [None; NUMBERS];
+    let mut number = 0;
+    while number < NUMBERS {
+        if let Some(entry) = Entry::from_number(number as u16) {
+            stages[number] = stage_of(entry);
+        }
+        number += 1;
+    }
+    stages
+};
+
+/// What a thread's call does first, and the entry point that does the rest.
+#[inline]
+fn stage(thread: &Thread) -> Option<(Stage, Option<Entry>)> {
+    *STAGES.get(usize::from(thread.word().number()))?
+}
+
 /// Runs the caller's message transfer to its end, or to where it must wait.
 pub fn run(call: &mut Call) -> Done {
-    while let Some((stage, next)) = call.thread().entry().and_then(stage_of) {
+    while let Some((stage, next)) = stage(call.thread()) {
         match stage {
             Stage::Connect => connect(call)?,
             Stage::Send(side) => send(call, side, next)?,
@@ -272,20 +292,20 @@ fn move_message(
 ) -> Result<Option<Outcome>, Stop> {
     let caller = call.id;
     let kernel = call.kernel();
-    let mut from = Cursor::sending(&kernel.threads[sender].frame);
-    let mut to = Cursor::receiving(&kernel.threads[receiver].frame);
+    let (mut from, mut to) = (kernel.sending(sender), kernel.receiving(receiver));
     let most = if kernel.preemption_points {
         PREEMPTION_WORDS
     } else {
         u64::MAX
     };
-    let result = kernel.transfer(sender, &mut from, receiver, &mut to, most);
+    let result = kernel.transfer(&mut from, &mut to, most);
     if mutant!(advanced_before_copy) && result.is_err() {
-        let words = piece(&from, &to);
-        for cursor in [&mut from, &mut to] {
-            cursor.advance(words);
+        let words = piece(&from.cursor, &to.cursor);
+        for party in [&mut from, &mut to] {
+            party.cursor.advance(words);
         }
     }
+    let (from, to) = (from.cursor, to.cursor);
     from.store_sending(&mut kernel.threads[sender].frame);
     if mutant!(progress_after_preemption) {
         call.preemption_point()?;
@@ -314,11 +334,7 @@ fn over(call: &mut Call, side: Side) -> Done {
             kernel.advance_other(receiver);
             kernel.turn_over(receiver, other, id);
             kernel.wake(receiver);
-            let next = call
-                .thread()
-                .entry()
-                .and_then(stage_of)
-                .and_then(|(_, next)| next);
+            let next = stage(call.thread()).and_then(|(_, next)| next);
             advance(call, next);
             Ok(())
         }
@@ -422,12 +438,12 @@ fn reply(call: &mut Call, next: Option<Entry>) -> Done {
     };
     if let Some(client) = waiting {
         if kernel.threads[client].exception.take().is_none() {
-            let mut from = Cursor::sending(&kernel.threads[id].frame);
-            let mut to = Cursor::receiving(&kernel.threads[client].frame);
-            match kernel.transfer(id, &mut from, client, &mut to, u64::MAX) {
+            let (mut from, mut to) = (kernel.sending(id), kernel.receiving(client));
+            match kernel.transfer(&mut from, &mut to, u64::MAX) {
                 Ok(_) => {
-                    to.store_receiving(&mut kernel.threads[client].frame);
-                    kernel.threads[client].complete_transfer(Status::Success);
+                    let thread = &mut kernel.threads[client];
+                    to.cursor.store_receiving(&mut thread.frame);
+                    thread.complete_transfer(Status::Success);
                 }
                 Err(Trouble { thread, stop }) if thread == id => return Err(stop),
                 // The reply is lost; the client will ask again.
@@ -485,8 +501,7 @@ fn meet(
 ) -> Result<bool, Stop> {
     let caller = call.id;
     let kernel = call.kernel();
-    let stage = kernel.threads[client].entry().and_then(stage_of);
-    match stage {
+    match stage(&kernel.threads[client]) {
         // A client could keep a driver waiting.
         Some((Stage::Connect, _)) if kernel.is_own(server) => {
             kernel.finish(client, Status::ConnectInvalidDest);
@@ -538,11 +553,10 @@ fn meet(
 fn deliver(call: &mut Call, client: Id<Thread>, server: Id<Thread>) -> Result<bool, Stop> {
     let caller = call.id;
     let kernel = call.kernel();
-    let mut from = Cursor::sending(&kernel.threads[client].frame);
-    let mut to = Cursor::receiving(&kernel.threads[server].frame);
-    match kernel.transfer(client, &mut from, server, &mut to, u64::MAX) {
+    let (mut from, mut to) = (kernel.sending(client), kernel.receiving(server));
+    match kernel.transfer(&mut from, &mut to, u64::MAX) {
         Ok(_) => {
-            to.store_receiving(&mut kernel.threads[server].frame);
+            to.cursor.store_receiving(&mut kernel.threads[server].frame);
             Ok(true)
         }
         Err(Trouble { thread, stop }) if thread == caller => Err(stop),
@@ -595,7 +609,7 @@ impl Kernel {
 
     /// The stage of a sleeping thread is complete: its call is that of the next.
     fn advance_other(&mut self, id: Id<Thread>) {
-        if let Some((_, Some(next))) = self.threads[id].entry().and_then(stage_of) {
+        if let Some((_, Some(next))) = stage(&self.threads[id]) {
             self.threads[id].become_entry(next);
         }
     }
@@ -603,7 +617,7 @@ impl Kernel {
     /// A sleeping sender, in the role `side`, has had all its data taken. If it will turn over, it
     /// sleeps on as one that does; else it is woken. Says whether its call ends here.
     fn sent_other(&mut self, id: Id<Thread>, side: Side) -> bool {
-        match self.threads[id].entry().and_then(stage_of) {
+        match stage(&self.threads[id]) {
             Some((_, Some(next))) if matches!(stage_of(next), Some((Stage::Over(_), _))) => {
                 self.threads[id].become_entry(next);
                 self.sleep(id, Wait::Over(side));

@@ -2,7 +2,8 @@
 //! the two buffer lists and the page boundaries make, with references beside the data.
 
 use fluke_abi::code::Insanity;
-use fluke_abi::ipc::{Buffer, WORD_SIZE};
+use fluke_abi::ipc::{Buffer, CallWord, WORD_SIZE};
+use fluke_abi::layout::PAGE_SIZE;
 use fluke_abi::state::Prot;
 
 use crate::arch::cpu::Frame;
@@ -10,11 +11,10 @@ use crate::arch::memory::copy_words;
 use crate::arena::Id;
 use crate::call::Stop;
 use crate::kernel::Kernel;
-use crate::mm::access::within_page;
+use crate::mm::access::View;
 use crate::mutant::mutant;
 use crate::reference::Ref;
 use crate::thread::Thread;
-use fluke_abi::ipc::CallWord;
 
 /// What is left of one direction of a thread's message parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,14 +102,24 @@ impl Cursor {
 }
 
 /// Words to move at once: what both have, within a page of each.
-pub const fn piece(from: &Cursor, to: &Cursor) -> u64 {
-    let words = if from.words < to.words {
-        from.words
-    } else {
-        to.words
-    };
-    let bytes = within_page(from.address, words.saturating_mul(WORD_SIZE));
-    within_page(to.address, bytes) / WORD_SIZE
+pub fn piece(from: &Cursor, to: &Cursor) -> u64 {
+    let words = from.words.min(to.words);
+    words
+        .min(page_rest(from.address))
+        .min(page_rest(to.address))
+}
+
+/// Words from the one at `address` to the end of its page.
+const fn page_rest(address: u64) -> u64 {
+    const WORDS: u64 = PAGE_SIZE / WORD_SIZE;
+    WORDS - address / WORD_SIZE % WORDS
+}
+
+/// One of the two threads in a transfer.
+pub struct Party {
+    view: View,
+    /// What is left of its message, or of its room.
+    pub cursor: Cursor,
 }
 
 /// How a transfer ended.
@@ -134,16 +144,37 @@ pub struct Trouble {
 }
 
 impl Kernel {
+    /// A thread as the one that sends.
+    #[inline]
+    pub fn sending(&self, id: Id<Thread>) -> Party {
+        let thread = &self.threads[id];
+        Party {
+            view: self.view_of(thread),
+            cursor: Cursor::sending(&thread.frame),
+        }
+    }
+
+    /// A thread as the one that receives.
+    #[inline]
+    pub fn receiving(&self, id: Id<Thread>) -> Party {
+        let thread = &self.threads[id];
+        Party {
+            view: self.view_of(thread),
+            cursor: Cursor::receiving(&thread.frame),
+        }
+    }
+
     /// Moves data and references until one side has no more, or `most` words have moved. The cursors
     /// always say what is left, also on trouble.
     pub fn transfer(
         &mut self,
-        sender: Id<Thread>,
-        from: &mut Cursor,
-        receiver: Id<Thread>,
-        to: &mut Cursor,
+        from: &mut Party,
+        to: &mut Party,
         most: u64,
     ) -> Result<Outcome, Trouble> {
+        let (source_view, target_view) = (from.view, to.view);
+        let (from, to) = (&mut from.cursor, &mut to.cursor);
+        let (sender, receiver) = (source_view.id, target_view.id);
         let by_sender = |stop| Trouble {
             thread: sender,
             stop,
@@ -152,7 +183,6 @@ impl Kernel {
             thread: receiver,
             stop,
         };
-        let (source_view, target_view) = (self.view(sender), self.view(receiver));
         if mutant!(slow_transfer) {
             crate::mutant::dawdle();
         }
@@ -249,7 +279,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PAGE: u64 = fluke_abi::layout::PAGE_SIZE;
+    const PAGE: u64 = PAGE_SIZE;
 
     fn cursor(address: u64, words: u64) -> Cursor {
         Cursor {

@@ -22,7 +22,8 @@ pub const fn within_page(address: u64, len: u64) -> u64 {
 /// The memory of a thread.
 #[derive(Clone, Copy)]
 pub struct View {
-    id: Id<Thread>,
+    /// The thread.
+    pub id: Id<Thread>,
     /// Its page table.
     table: u64,
 }
@@ -39,10 +40,15 @@ impl Kernel {
     /// The memory of a thread, for several accesses.
     #[inline]
     pub fn view(&self, id: Id<Thread>) -> View {
-        let space = self.threads[id].space;
-        let space = space.and_then(|space| self.spaces.get(space));
+        self.view_of(&self.threads[id])
+    }
+
+    /// The memory of this thread.
+    #[inline]
+    pub fn view_of(&self, thread: &Thread) -> View {
+        let space = thread.space.and_then(|space| self.spaces.get(space));
         View {
-            id,
+            id: thread.id,
             table: space.map_or(self.page_table, |space| space.page_table),
         }
     }

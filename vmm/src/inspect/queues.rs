@@ -42,15 +42,9 @@ pub fn view(kernel: &Kernel<'_>) -> Result<Report> {
         sleepers: Vec::new(),
         lockers: kernel.members(kernel.scheduler.field("lockers")?)?,
     };
-    let (first, cpus) = kernel.scheduler.field("ready")?.elements()?;
-    let known = kernel.scheduler.field("cpus")?.elements()?.1;
-    if cpus != known {
-        return Err(Error::Corrupt(format!(
-            "{cpus} run queues for {known} CPUs"
-        )));
-    }
+    let (first, cpus) = kernel.scheduler.field("cpus")?.elements()?;
     for cpu in 0..cpus {
-        let queue = first.nth(cpu)?;
+        let queue = first.nth(cpu)?.field("ready")?;
         let occupied = queue.field("occupied")?.int()?;
         let (first, priorities) = queue.field("queues")?.elements()?;
         for priority in (0..priorities).rev() {

@@ -77,10 +77,9 @@ fn take() -> Vec<Taken> {
                 .unwrap();
             interesting.push((slots.deref().unwrap().address - DIRECT_MAP, 0x800));
         }
-        for slice in ["cpus", "ready"] {
-            let (first, _) = state("scheduler").field(slice).unwrap().elements().unwrap();
-            interesting.push((first.address - DIRECT_MAP, 0x400));
-        }
+        let cpus = state("scheduler").field("cpus").unwrap();
+        let (first, _) = cpus.elements().unwrap();
+        interesting.push((first.address - DIRECT_MAP, 0x400));
         Taken {
             memory,
             vcpus,
