@@ -24,7 +24,8 @@ impl<T> Id<T> {
     pub const NONE: Self = Self::new(NONE, 1);
 
     /// The name of what lives at `index` since that generation.
-    const fn new(index: u32, generation: u32) -> Self {
+    #[inline]
+    pub const fn new(index: u32, generation: u32) -> Self {
         // An odd number stays what it is.
         let bits = ((generation | 1) as u64) << 32 | index as u64;
         Self {
@@ -40,6 +41,12 @@ impl<T> Id<T> {
     #[inline]
     pub const fn index(self) -> u32 {
         self.bits.get() as u32
+    }
+
+    /// Which of the objects that have lived there.
+    #[inline]
+    pub const fn generation(self) -> u32 {
+        (self.bits.get() >> 32) as u32
     }
 }
 
@@ -59,9 +66,22 @@ impl<T> PartialEq for Id<T> {
 
 impl<T> Eq for Id<T> {}
 
+/// Whether two names are the same, or both none: their words are compared, where the derived comparison of
+/// options looks at each first.
+#[inline]
+pub const fn same<T>(a: Option<Id<T>>, b: Option<Id<T>>) -> bool {
+    const fn word<T>(id: Option<Id<T>>) -> u64 {
+        match id {
+            Some(id) => id.bits.get(),
+            None => 0,
+        }
+    }
+    word(a) == word(b)
+}
+
 impl<T> fmt::Debug for Id<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}.{}", self.index(), self.bits.get() >> 32)
+        write!(f, "#{}.{}", self.index(), self.generation())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::arena::Id;
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
 use crate::lock::{self, scheduler};
+use crate::mm::access::View;
 use crate::mm::{Mapping, Region, Space};
 use crate::model;
 use crate::object::{Link, Name, Object};
@@ -254,8 +255,8 @@ impl Call {
     /// Physical address of a byte of the caller's memory.
     #[inline]
     pub fn translate(&mut self, address: u64, access: Prot) -> Result<u64, Stop> {
-        let id = self.id;
-        self.kernel().translate(id, address, access)
+        let view = self.view();
+        self.kernel().translate_in(view, address, access)
     }
 
     /// Reads a structure.
@@ -287,8 +288,16 @@ impl Call {
     /// The object of type `T` that parameter `n` names.
     #[inline]
     pub fn object<T: Typed>(&mut self, n: usize) -> Result<Id<T>, Stop> {
-        let (id, handle) = (self.id, self.argument(n));
-        self.kernel().object(id, handle)
+        let handle = self.argument(n);
+        let view = self.view();
+        self.kernel().object_in(view, handle)
+    }
+
+    /// The caller's memory.
+    #[inline]
+    fn view(&mut self) -> View {
+        let (id, space) = (self.id, self.thread().space);
+        self.kernel().view_in(id, space)
     }
 
     /// The thread that parameter `n` names, which must not be the caller.
@@ -366,13 +375,19 @@ impl Kernel {
     /// The object of type `T` at an address of a thread's.
     #[inline]
     pub fn object<T: Typed>(&mut self, id: Id<Thread>, handle: u64) -> Result<Id<T>, Stop> {
+        let view = self.view(id);
+        self.object_in(view, handle)
+    }
+
+    /// The same, where a thread's memory is known.
+    #[inline]
+    pub fn object_in<T: Typed>(&mut self, view: View, handle: u64) -> Result<Id<T>, Stop> {
         if !handle.is_multiple_of(OBJECT_SIZE) {
             return Err(Insanity::NotAligned.into());
         }
-        let physical = self.translate(id, handle, Prot::READ)?;
+        let physical = self.translate_in(view, handle, Prot::READ)?;
         let name = self.find_object(physical);
-        let found = T::arena(self).id_at(name.index());
-        found.filter(|_| name.is::<T>()).ok_or(match name {
+        name.id().ok_or(match name {
             Name::NONE => Insanity::NoObject.into(),
             _ => T::NOT.into(),
         })

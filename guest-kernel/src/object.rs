@@ -12,35 +12,45 @@ use crate::arch::memory::direct;
 use crate::arena::Id;
 use crate::kernel::Kernel;
 
-/// Type and arena index of an object, packed; 0 is nothing.
+/// Type and name of an object, or of nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[repr(transparent)]
-pub struct Name(u32);
+pub struct Name {
+    /// Position in the arena of its type, and above it the type; 0 is nothing.
+    place: u32,
+    /// Since when it lives there.
+    generation: u32,
+}
 
 const TYPE_SHIFT: u32 = 28;
 
 impl Name {
     /// No object.
-    pub const NONE: Self = Self(0);
+    pub const NONE: Self = Self {
+        place: 0,
+        generation: 0,
+    };
 
-    const fn new(kind: Type, index: u32) -> Self {
-        Self((kind as u32) << TYPE_SHIFT | index)
+    const fn new<T: Object>(id: Id<T>) -> Self {
+        Self {
+            place: (T::TYPE as u32) << TYPE_SHIFT | id.index(),
+            generation: id.generation(),
+        }
     }
 
     /// The object's type; `Null` for [`Name::NONE`].
     pub fn kind(self) -> Type {
-        Type::from_number(u64::from(self.0 >> TYPE_SHIFT)).unwrap_or(Type::Null)
+        Type::from_number(u64::from(self.place >> TYPE_SHIFT)).unwrap_or(Type::Null)
     }
 
-    /// Whether the object is of type `T`.
+    /// The object, if it is of type `T`.
     #[inline]
-    pub const fn is<T: Object>(self) -> bool {
-        self.0 >> TYPE_SHIFT == T::TYPE as u32
-    }
-
-    /// The object's index in the arena of its type.
-    pub const fn index(self) -> u32 {
-        self.0 & ((1 << TYPE_SHIFT) - 1)
+    pub const fn id<T: Object>(self) -> Option<Id<T>> {
+        if self.place >> TYPE_SHIFT == T::TYPE as u32 {
+            let index = self.place & ((1 << TYPE_SHIFT) - 1);
+            Some(Id::new(index, self.generation))
+        } else {
+            None
+        }
     }
 }
 
@@ -171,7 +181,7 @@ impl Kernel {
         let next = head.replace(place);
         let header = T::arena(self)[id].header();
         header.memory = physical;
-        header.name = Name::new(T::TYPE, id.index());
+        header.name = Name::new(id);
         header.next = next;
     }
 

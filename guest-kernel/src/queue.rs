@@ -110,7 +110,7 @@ impl<T: Linked> Queue<T> {
     /// Takes the first member out.
     pub fn pop(&mut self, members: &mut Arena<T>) -> Option<Id<T>> {
         let id = self.head?;
-        self.head = core::mem::take(members[id].links()).next;
+        self.head = members[id].links().next.take();
         match self.head {
             Some(next) => members[next].links().prev = None,
             None => self.tail = None,

@@ -20,7 +20,7 @@ use crate::arch::cpu::{Cpu, count, own};
 use crate::arch::entry::Stubs;
 use crate::arch::fpu::Fpu;
 use crate::arch::instructions;
-use crate::arena::{Arena, Id};
+use crate::arena::{Arena, Id, same};
 use crate::boundary::start::is_online;
 use crate::clock::Clock;
 use crate::lock::scheduler;
@@ -163,14 +163,17 @@ impl RunQueue {
     }
 
     /// Takes out the first thread of the highest priority.
-    pub fn pop(&mut self, entities: &mut Arena<Entity>) -> Option<Id<Entity>> {
+    pub fn pop<'a>(
+        &mut self,
+        entities: &'a mut Arena<Entity>,
+    ) -> Option<(Id<Entity>, &'a mut Entity)> {
         let priority = self.highest()?;
         let queue = &mut self.queues[priority as usize];
         let id = queue.pop(entities)?;
         if queue.is_empty() {
             self.occupied &= !(1 << priority);
         }
-        Some(id)
+        Some((id, &mut entities[id]))
     }
 }
 
@@ -650,6 +653,10 @@ impl Scheduler {
 
     /// Chooses the thread to run on this CPU and makes it the current one.
     pub fn choose(&mut self) -> Option<&mut model::Stack> {
+        if let Some(deadline) = self.next_deadline() {
+            // Who is chosen may go on in the kernel, for long.
+            self.arm(deadline);
+        }
         // Its own threads first, unless somebody else has one that is worth more.
         let elsewhere = if self.cpus.len() > 1 {
             self.richer()
@@ -660,16 +667,11 @@ impl Scheduler {
             Some(number) => &mut self.cpus[number],
             None => own(self.cpus),
         };
-        let id = from.ready.pop(&mut self.entities)?;
-        if let Some(deadline) = self.next_deadline() {
-            // It may go on in the kernel, for long.
-            self.arm(deadline);
-        }
+        let (id, entity) = from.ready.pop(&mut self.entities)?;
         count!(context_switches);
+        entity.state = State::Running(Cpu::current_number());
         let cpu = own(self.cpus);
         cpu.current = Some(id);
-        let entity = &mut self.entities[id];
-        entity.state = State::Running(Cpu::current_number());
         cpu.demands = if entity.attention {
             Demands::ATTEND
         } else {
@@ -714,13 +716,13 @@ impl Scheduler {
         let entity = &mut self.entities[id];
         let number = Cpu::current_number();
         // Registers that stayed behind are stale if the thread has since run elsewhere.
-        if cpu.fpu_owner != Some(id) || entity.last_cpu != number {
+        if !same(cpu.fpu_owner, Some(id)) || entity.last_cpu != number {
             entity.fpu.restore();
             entity.last_cpu = number;
             cpu.fpu_owner = Some(id);
         }
         let table = entity.table;
-        if cpu.loaded != table || cpu.flush {
+        if !same(cpu.loaded, table) || cpu.flush {
             self.reload(table);
         }
         if !self.cpu().ready.is_empty() || !self.sleepers.is_empty() {
@@ -767,15 +769,11 @@ impl Scheduler {
     }
 
     /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
-    #[inline(never)]
+    #[inline]
     fn reload(&mut self, table: Option<Id<Table>>) {
-        let found = table.and_then(|table| self.tables.get(table).copied());
-        let (loaded, Table { root, stubs }) = match found {
-            Some(found) => (table, found),
-            None => {
-                let (root, stubs) = (self.no_table, Stubs::COMMON);
-                (None, Table { root, stubs })
-            }
+        let (loaded, root, stubs) = match table.and_then(|table| self.tables.get(table)) {
+            Some(&Table { root, stubs }) => (table, root, stubs),
+            None => (None, self.no_table, Stubs::COMMON),
         };
         let cpu = self.cpu();
         cpu.flush = false;

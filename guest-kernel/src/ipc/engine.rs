@@ -144,13 +144,14 @@ fn finish(call: &mut Call, status: Status) -> Done {
 
 /// The port that parameter 0 refers to; `None` if there is no live one.
 fn destination(call: &mut Call) -> Result<Option<Id<Port>>, Stop> {
-    let handle = call.argument(0);
-    let id = call.id;
-    let reference = call.kernel().object::<Ref>(id, handle)?;
-    match call.kernel().link(reference) {
-        Link::Null => Ok(None),
-        Link::Port(port) => Ok(Some(port)),
-        _ => Err(Insanity::NotPortRef.into()),
+    let reference = call.object::<Ref>(0)?;
+    let kernel = call.kernel();
+    match kernel.refs[reference].link {
+        Link::Port(port) => Ok(kernel.ports.get(port).is_some().then_some(port)),
+        _ => match kernel.link(reference) {
+            Link::Null => Ok(None),
+            _ => Err(Insanity::NotPortRef.into()),
+        },
     }
 }
 

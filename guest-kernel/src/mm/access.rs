@@ -4,7 +4,7 @@ use fluke_abi::layout::{KERNEL_IMAGE, PAGE_SIZE, VM_MAX};
 use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 
-use super::{Fault, page_table};
+use super::{Fault, Space, page_table};
 use crate::arch::memory;
 use crate::arena::Id;
 use crate::call::Stop;
@@ -46,9 +46,15 @@ impl Kernel {
     /// The memory of this thread.
     #[inline]
     pub fn view_of(&self, thread: &Thread) -> View {
-        let space = thread.space.and_then(|space| self.spaces.get(space));
+        self.view_in(thread.id, thread.space)
+    }
+
+    /// The memory of a thread in that space.
+    #[inline]
+    pub fn view_in(&self, id: Id<Thread>, space: Option<Id<Space>>) -> View {
+        let space = space.and_then(|space| self.spaces.get(space));
         View {
-            id: thread.id,
+            id,
             table: space.map_or(self.page_table, |space| space.page_table),
         }
     }
