@@ -183,7 +183,7 @@ fn the_command() {
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((status, &found["cells"][0]["run"]), (0, &5.into()), "{out}");
 
-    let (status, out, _) = with(&["--replay", "1:700"]);
+    let (status, out, _) = with(&["--replay", "1:500"]);
     assert_eq!(status, 0, "{out}");
     assert!(
         out.contains("mutex_lock") && out.contains("as undisturbed"),
