@@ -187,18 +187,24 @@ fn leave(call: &mut Call) {
 pub extern "C" fn schedule() -> ! {
     let scheduler = held_scheduler();
     scheduler.take_off();
-    loop {
-        if let Some(stack) = scheduler.choose() {
-            model::resume(stack);
-        }
-        if scheduler.prepare_idle() {
-            out32(EVENT, Event::Deadlock as u32);
-        }
-        lock::release();
-        wait_for_interrupt();
-        lock::take();
-        scheduler.cpu().idle = false;
+    match scheduler.choose() {
+        Some(stack) => model::resume(stack),
+        None => idle(),
     }
+}
+
+/// Waits until there may be somebody to give the CPU to.
+#[cold]
+fn idle() -> ! {
+    if held_scheduler().prepare_idle() {
+        out32(EVENT, Event::Deadlock as u32);
+    }
+    lock::release();
+    wait_for_interrupt();
+    lock::take();
+    held_scheduler().cpu().idle = false;
+    // SAFETY: nothing on the stack is of further use.
+    unsafe { on_cpu_stack(schedule) }
 }
 
 /// A trap from kernel mode: an interrupt, or a bug in the kernel. Interrupts are off. What it

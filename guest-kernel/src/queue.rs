@@ -3,7 +3,7 @@
 //! A thread is in at most one queue: the run queue of a CPU, or that of what it waits for. So a
 //! thread holds one pair of links, and queueing never needs memory.
 
-use crate::arena::{Arena, Id};
+use crate::arena::{Arena, Id, same};
 
 /// Links of a member of a queue.
 pub struct Links<T> {
@@ -108,12 +108,17 @@ impl<T: Linked> Queue<T> {
     }
 
     /// Takes the first member out.
+    #[inline]
     pub fn pop(&mut self, members: &mut Arena<T>) -> Option<Id<T>> {
         let id = self.head?;
+        if same(self.tail, self.head) {
+            // Its links say what they say in no queue.
+            (self.head, self.tail) = (None, None);
+            return Some(id);
+        }
         self.head = members[id].links().next.take();
-        match self.head {
-            Some(next) => members[next].links().prev = None,
-            None => self.tail = None,
+        if let Some(next) = self.head {
+            members[next].links().prev = None;
         }
         Some(id)
     }

@@ -24,8 +24,8 @@ const COSTS: [&str; 6] = [
 
 /// Most instructions of each, in the order of [`COSTS`]: at preemption level none, and at level full.
 const MOST: [[u64; 6]; 2] = [
-    [45, 330, 360, 2750, 1180, 230],
-    [45, 430, 460, 3080, 1240, 270],
+    [45, 300, 330, 2400, 1150, 150],
+    [45, 410, 450, 2750, 1200, 190],
 ];
 
 /// A run of the program `costs`.
