@@ -557,10 +557,10 @@ impl Scheduler {
         }
     }
 
-    /// When the first sleeper wakes, nanoseconds.
+    /// When the first sleeper wakes that does not sleep for ever, nanoseconds.
     fn next_deadline(&self) -> Option<u64> {
         match self.entities[self.sleepers.first()?].state {
-            State::Asleep(deadline) => Some(deadline),
+            State::Asleep(deadline) if deadline != u64::MAX => Some(deadline),
             _ => None,
         }
     }
@@ -725,7 +725,7 @@ impl Scheduler {
         if !same(cpu.loaded, table) || cpu.flush {
             self.reload(table);
         }
-        if !self.cpu().ready.is_empty() || !self.sleepers.is_empty() {
+        if !self.cpu().ready.is_empty() || self.next_deadline().is_some() {
             self.share();
             self.set_timer();
         }

@@ -246,6 +246,8 @@ pub struct VmConfig {
     pub store: Option<PathBuf>,
     /// What the guest's clock shows at first, nanoseconds.
     pub clock: u64,
+    /// How many times slower than the host's the guest takes its clock to be.
+    pub(crate) slowness: u32,
 }
 
 impl VmConfig {
@@ -263,6 +265,7 @@ impl VmConfig {
             profile: false,
             store: None,
             clock: 0,
+            slowness: 1,
         }
     }
 
@@ -344,6 +347,14 @@ impl VmConfig {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// The same with a clock that goes so many times slower: for a guest that is stepped through, whose time
+    /// slices would end in the middle of calls, or not, as fast as the host is.
+    #[must_use]
+    pub fn slower(mut self, times: u32) -> Self {
+        self.slowness = times.max(1);
         self
     }
 

@@ -661,8 +661,8 @@ pub(crate) fn lay_out(
             let machine = MachineInfo {
                 cpus: config.vcpus,
                 gate,
-                tsc_khz: tsc_khz.into(),
-                apic_timer_khz: APIC_TIMER_KHZ,
+                tsc_khz: u64::from(tsc_khz) * u64::from(config.slowness),
+                apic_timer_khz: APIC_TIMER_KHZ * u64::from(config.slowness),
                 preemption_points: configuration.preempt() != Preempt::None,
                 clock: config.clock,
                 store: config.store.is_some(),

@@ -14,6 +14,10 @@ pub const PROGRAM: &str = "audit";
 /// Memory of the machine, bytes.
 const MEMORY: u64 = 24 << 20;
 
+/// How many times slower than the host's the clock of a machine is that is stepped through. A time slice of 10 ms
+/// would end in some runs of a scene, and not in others.
+pub const SLOWNESS: u32 = 1000;
+
 /// Which points of a cell to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -134,7 +138,7 @@ impl Cell {
     pub fn machine(&self) -> Result<VmConfig, Error> {
         let scene = std::slice::from_ref(&self.scene);
         let config = VmConfig::fluke(self.configuration, PROGRAM, scene)?;
-        Ok(config.memory(MEMORY).vcpus(self.vcpus))
+        Ok(config.memory(MEMORY).vcpus(self.vcpus).slower(SLOWNESS))
     }
 }
 

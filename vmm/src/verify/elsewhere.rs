@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use fluke_abi::audit::{ELSEWHERE, Outcome};
 use tempfile::TempDir;
 
-use super::cell::{Cell, PROGRAM};
+use super::cell::{Cell, PROGRAM, SLOWNESS};
 use super::explorer::{End, SETTING_PATIENCE, play_out};
 use super::state::difference;
 use crate::checkpoint::{self, Checkpoints};
@@ -57,7 +57,7 @@ impl Elsewhere {
         };
         let kernel = cell.configuration;
         let config = checkpoint::run(kernel, PROGRAM, &args, Vec::new(), &checkpoints)?;
-        Ok(config.memory(MEMORY))
+        Ok(config.memory(MEMORY).slower(SLOWNESS))
     }
 
     /// Lets what is in the file go on in the other machine; what is wrong with its end, which must be the
@@ -69,7 +69,7 @@ impl Elsewhere {
         let kernel = self.configuration;
         let file = fs::read(self.file()).map_err(Error::host("reading a checkpoint"))?;
         let config = checkpoint::restore(kernel, "scene", file, None)?;
-        let mut vm = Vm::new(config.memory(MEMORY))?;
+        let mut vm = Vm::new(config.memory(MEMORY).slower(SLOWNESS))?;
         let what = match play_out(&mut vm, SETTING_PATIENCE).0 {
             End::Done(outcome) => difference(&outcome, undisturbed),
             End::Stopped(stop) => Some(stop.to_string()),
