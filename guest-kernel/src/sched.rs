@@ -743,6 +743,10 @@ impl Scheduler {
             self.reload(None);
         }
         self.set_timer();
+        if !self.sleepers.is_empty() {
+            // Not for ever, should a host lose the interrupt that ends it.
+            self.arm(u64::MAX);
+        }
         self.cpu().idle = true;
         let asleep = |cpu: &CpuState| cpu.idle && cpu.current.is_none() && cpu.ready.is_empty();
         self.sleepers.is_empty() && self.cpus.iter().all(asleep)
@@ -920,6 +924,17 @@ mod tests {
         scheduler.poll_timer();
         assert!(scheduler.goes_on());
         assert_eq!(scheduler.cpus[0].timer, DEADLINE);
+    }
+
+    #[test]
+    fn no_timer_is_set_for_who_sleeps_for_ever() {
+        let (mut scheduler, [sleeper, other]) = threads([6, 5]);
+        scheduler.run_now(sleeper);
+        scheduler.sleep_until(sleeper, u64::MAX, false);
+        scheduler.make_way(sleeper);
+        scheduler.make_ready(other, 5);
+        assert_eq!(next(&mut scheduler), Some(other));
+        assert_eq!(scheduler.cpus[0].timer, 0);
     }
 
     #[test]
