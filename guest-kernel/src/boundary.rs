@@ -124,16 +124,19 @@ fn run(mut call: Call) -> ! {
 /// The current thread sleeps, is stopped, or makes way for another. Returns when it runs again, if the
 /// execution model has kept its stack; or at once, if what others wanted of it is dealt with here.
 pub fn park(call: &mut Call) {
-    if scheduler().take_attention(call.entity) {
+    let entity = call.entity;
+    let mut held = scheduler();
+    // Looked at under the lock under which it goes off: who asks later finds it off.
+    while held.take_attention(entity) {
+        drop(held);
         let id = call.id;
         call.kernel().attend(id);
         if call.goes_on() {
             return;
         }
+        held = scheduler();
     }
-    let entity = call.entity;
     let run = call.run();
-    let mut held = scheduler();
     if !mutant!(kernel_mutex_kept) {
         lock::release_kernel_in(&mut held, entity);
     }
