@@ -123,6 +123,7 @@ fn run(mut call: Call) -> ! {
 
 /// The current thread sleeps, is stopped, or makes way for another. Returns when it runs again, if the
 /// execution model has kept its stack; or at once, if what others wanted of it is dealt with here.
+#[inline(never)]
 pub fn park(call: &mut Call) {
     let entity = call.entity;
     let mut held = scheduler();

@@ -7,8 +7,9 @@ use super::sample::differ;
 use super::text::number;
 use crate::error::Error;
 
-/// Counts that differ by a smaller part are not worth a line: the clock may bring a switch into a short piece.
-const COUNTED_TOLERANCE: f64 = 0.03;
+/// Counts that differ by a smaller part are not worth a line: the clock may bring a switch into a short piece, which
+/// has been seen to make 4.3 %.
+const COUNTED_TOLERANCE: f64 = 0.06;
 /// The same of times.
 const TIMED_TOLERANCE: f64 = 0.03;
 
@@ -242,7 +243,7 @@ mod tests {
     #[test]
     fn more_instructions_are_worse_and_fewer_are_better() {
         let old = report(vec![cell(Measure::Instructions, 300.0)], 0.0);
-        let more = report(vec![cell(Measure::Instructions, 310.0)], 0.0);
+        let more = report(vec![cell(Measure::Instructions, 320.0)], 0.0);
         assert!(!compare(&old, &more).holds());
         let back = compare(&more, &old);
         assert!(back.holds() && back.changes.len() == 1);
