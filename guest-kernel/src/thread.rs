@@ -284,7 +284,7 @@ impl Thread {
             rcx: frame.rcx,
             rdx: frame.rdx,
             rip: frame.rip,
-            rflags: frame.rflags,
+            rflags: user_flags(frame.rflags),
         };
         frame.rax = self.thread_va;
         frame.rdx = code;
@@ -299,7 +299,8 @@ impl Thread {
 const RFLAGS_USER: u64 = 0x24_0dd5;
 const RFLAGS_FIXED: u64 = 0x202;
 
-/// Flags as a user may have them.
+/// Flags as a user may have them. Not RF, which the CPU saves for a call's fault but not for an interrupt
+/// (SDM vol. 3, 17.3.1.1): what users see of a thread must not tell how it came into the kernel.
 pub const fn user_flags(flags: u64) -> u64 {
     flags & RFLAGS_USER | RFLAGS_FIXED
 }
@@ -474,5 +475,23 @@ impl Kernel {
         {
             model::release(&mut self.stacks, stack);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As after a call, whose trap is a fault, and after an interrupt of user code.
+    #[test]
+    fn a_handler_does_not_see_how_its_thread_came_into_the_kernel() {
+        const RF: u64 = 1 << 16;
+        let saved = [0, RF].map(|flag| {
+            let mut thread = Thread::new(1);
+            thread.frame.rflags |= flag;
+            thread.enter_handler(0x1000, 0, 0);
+            thread.saved
+        });
+        assert_eq!(saved[0], saved[1]);
     }
 }

@@ -310,7 +310,7 @@ fn export(thread: &mut Thread, state: &mut ThreadState) {
         rcx: frame.rcx,
         rax: frame.rax,
         rip: frame.rip,
-        rflags: frame.rflags,
+        rflags: user_flags(frame.rflags),
         rsp: frame.rsp,
     };
     if mutant!(register_not_exported) {
