@@ -471,6 +471,23 @@ fn a_program_that_is_written_to_a_file_and_brought_back() {
     );
 }
 
+/// Somebody interrupts the kernel wherever it waits for an interrupt, or is about to.
+#[test]
+fn a_machine_that_idles_is_counted_to_the_end() {
+    let mut command = command(&["run", "--count", "--timeout", "2m"]);
+    command.args([
+        "--model",
+        "process",
+        "--preempt",
+        "full",
+        "flukeperf",
+        "count",
+        "only=extract-",
+    ]);
+    let ended = ended(command);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+}
+
 /// Runs a program with its profile in a file of that name; what is there, and the JSON result.
 fn profiled(file: &str, args: &[&str]) -> (String, serde_json::Value) {
     let directory = tempfile::tempdir().unwrap();

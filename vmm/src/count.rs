@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fluke_abi::entry::Entry;
-use fluke_abi::layout::{DIRECT_MAP, GATE};
+use fluke_abi::layout::{DIRECT_MAP, GATE, KERNEL_IMAGE};
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
 };
@@ -165,6 +165,18 @@ pub const SWAPGS_IRETQ: [u8; 5] = [0x0f, 0x01, 0xf8, 0x48, 0xcf];
 /// Instructions of an exception stub before [`Ways::trap`]: error code, vector, jump.
 const STUB_INSTRUCTIONS: u32 = 3;
 
+/// The instruction that waits for an interrupt.
+pub const HLT: u8 = 0xf4;
+/// `sti`, `hlt`: how the kernel does.
+const STI_HLT: [u8; 2] = [0xfb, HLT];
+
+/// Whether what comes next in the kernel is to wait for an interrupt. With interrupts on that is not stepped
+/// through: one that is taken between the two instructions would be waited for in vain.
+pub fn waits(memory: &Memory, rip: u64) -> bool {
+    let code = memory.get::<[u8; 2]>(rip.wrapping_sub(KERNEL_IMAGE));
+    code.is_ok_and(|code| code == STI_HLT || code[0] == HLT)
+}
+
 /// Steps one vCPU.
 pub struct Counter {
     ways: Ways,
@@ -217,6 +229,17 @@ impl Counter {
             return Self::step(fd);
         }
         *instructions += 1;
+        if waits(memory, regs.rip) {
+            // It ends when a thread is found for the CPU.
+            *instructions += STUB_INSTRUCTIONS;
+            drop(counts);
+            // As below.
+            let _ = self.ways.await_entry(fd);
+            return;
+        }
+        if regs.rip == self.ways.trap {
+            return Self::step(fd);
+        }
         if regs.rip == self.ways.swapgs
             && let Some((entry, instructions)) = self.visit.take()
         {

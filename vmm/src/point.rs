@@ -10,7 +10,7 @@ use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::Event;
 
 use crate::condition::PLACES_MAX;
-use crate::count::{GATE_VECTOR, SWAPGS_IRETQ, Ways};
+use crate::count::{GATE_VECTOR, HLT, SWAPGS_IRETQ, Ways, waits};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
@@ -93,8 +93,6 @@ impl Slice {
     }
 }
 
-/// The instruction.
-pub const HLT: u8 = 0xf4;
 /// `pause`s in a slice of somebody who only waits for another CPU.
 const PAUSES: u64 = 32;
 
@@ -254,20 +252,22 @@ impl Way {
                 .get(at - KERNEL_IMAGE)
                 .is_ok_and(|code: u8| code == HLT)
         };
+        let interruptible = matches!(self.point, Point::ToldCounted | Point::ToldTraced);
         let leaves = rip < KERNEL_IMAGE
             || rip == ways.swapgs
             || halts(rip)
+            || interruptible && waits(memory, rip)
             // It was paused while it waited: a step, without interrupts, would be for ever.
             || halts(rip - 1) && is_halted(fd);
         // One step leaves a breakpoint.
         let rests =
             matches!(self.point, Point::Interrupt(_)) && rip != ways.trap && rip != ways.syscall;
         self.stepping = !leaves && !rests;
-        match (self.stepping, self.point) {
-            (true, _) if stepped => Ok(()),
-            (false, _) => ways.await_entry(fd),
-            (_, Point::ToldCounted | Point::ToldTraced) => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
-            _ => debug(fd, SINGLE_STEP, &[]),
+        match self.stepping {
+            true if stepped => Ok(()),
+            true if interruptible => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
+            true => debug(fd, SINGLE_STEP, &[]),
+            false => ways.await_entry(fd),
         }
     }
 

@@ -9,8 +9,9 @@ use fastrand::Rng;
 use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::Event;
 
+use crate::count::HLT;
 use crate::inspect::marked::Marks;
-use crate::point::{HLT, Point, Slice};
+use crate::point::{Point, Slice};
 use crate::stop::StopReason;
 use crate::vcpu::Registers;
 use crate::vm::Vm;
