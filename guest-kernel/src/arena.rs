@@ -7,7 +7,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
-use core::num::NonZeroU64;
+use core::num::{NonZeroU32, NonZeroU64};
 use core::ops::{Index, IndexMut};
 use core::ptr::NonNull;
 
@@ -33,6 +33,15 @@ impl<T> Id<T> {
                 Some(bits) => bits,
                 None => NonZeroU64::MAX,
             },
+            kind: PhantomData,
+        }
+    }
+
+    /// The same name, as that of an object of another type.
+    #[inline]
+    pub const fn cast<U>(self) -> Id<U> {
+        Id {
+            bits: self.bits,
             kind: PhantomData,
         }
     }
@@ -85,23 +94,87 @@ impl<T> fmt::Debug for Id<T> {
     }
 }
 
+/// Where an object of type `T` is that is alive as long as this is kept. An `Option` of it is as small.
+#[repr(transparent)]
+pub struct Position<T> {
+    /// The bits of its index, inverted: those of [`NONE`] are all ones.
+    inverted: NonZeroU32,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Position<T> {
+    const fn index(self) -> u32 {
+        !self.inverted.get()
+    }
+}
+
+impl<T> From<Id<T>> for Position<T> {
+    #[inline]
+    fn from(id: Id<T>) -> Self {
+        Self {
+            // That of `Id::NONE`, which is nowhere, becomes another place where nothing is.
+            inverted: NonZeroU32::new(!id.index()).unwrap_or(NonZeroU32::MIN),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<T> Clone for Position<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Position<T> {}
+
+impl<T> PartialEq for Position<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.inverted == other.inverted
+    }
+}
+
+impl<T> Eq for Position<T> {}
+
+impl<T> fmt::Debug for Position<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.index())
+    }
+}
+
 /// No slot.
 const NONE: u32 = u32::MAX;
 
+/// The object comes first, and has what alignment the slots have.
 #[repr(C)]
 struct Slot<T> {
+    value: MaybeUninit<T>,
     /// While the slot holds an object, its own position; while it does not, the next free slot.
     next: u32,
-    /// Odd while the slot holds an object.
+    /// Odd while the slot holds an object. The two words are then the object's name.
     generation: u32,
-    value: MaybeUninit<T>,
 }
 
 impl<T> Slot<T> {
-    /// Whether it holds the object of that name: the two words are the name.
+    /// Whether it holds the object of that name.
     #[inline]
     const fn holds(&self, id: Id<T>) -> bool {
-        (self.generation as u64) << 32 | self.next as u64 == id.bits.get()
+        self.word() == id.bits.get()
+    }
+
+    /// The name of the object that it holds.
+    #[inline]
+    const fn name(&self) -> Option<Id<T>> {
+        match NonZeroU64::new(self.word()) {
+            Some(bits) if self.generation % 2 == 1 => Some(Id {
+                bits,
+                kind: PhantomData,
+            }),
+            _ => None,
+        }
+    }
+
+    const fn word(&self) -> u64 {
+        (self.generation as u64) << 32 | self.next as u64
     }
 }
 
@@ -228,8 +301,26 @@ impl<T> Arena<T> {
     /// The id of the object at `index`, if one lives there.
     #[inline]
     pub fn id_at(&self, index: u32) -> Option<Id<T>> {
-        let generation = self.slot(index)?.generation;
-        (generation % 2 == 1).then_some(Id::new(index, generation))
+        self.slot(index).and_then(Slot::name)
+    }
+
+    /// The name of the object at a position.
+    #[inline]
+    pub fn name_at(&self, at: Position<T>) -> Id<T> {
+        match self.slot(at.index()).and_then(Slot::name) {
+            Some(id) => id,
+            None => panic!("use of a destroyed object"),
+        }
+    }
+
+    /// The object at a position, with its name.
+    #[inline]
+    pub fn member(&mut self, at: Position<T>) -> (Id<T>, &mut T) {
+        match self.slot_mut(at.index()).map(|slot| (slot.name(), slot)) {
+            // SAFETY: it has a name, so there is an object.
+            Some((Some(id), slot)) => (id, unsafe { slot.value.assume_init_mut() }),
+            _ => panic!("use of a destroyed object"),
+        }
     }
 
     /// Ids of all live objects, in order of their indexes.
@@ -248,6 +339,23 @@ impl<T> Index<Id<T>> for Arena<T> {
             Some(value) => value,
             None => panic!("use of a destroyed object"),
         }
+    }
+}
+
+impl<T> Index<Position<T>> for Arena<T> {
+    type Output = T;
+
+    /// The object that is there.
+    #[inline]
+    fn index(&self, at: Position<T>) -> &T {
+        &self[self.name_at(at)]
+    }
+}
+
+impl<T> IndexMut<Position<T>> for Arena<T> {
+    #[inline]
+    fn index_mut(&mut self, at: Position<T>) -> &mut T {
+        self.member(at).1
     }
 }
 

@@ -247,8 +247,8 @@ impl Kernel {
             .keeper
             .filter(|&keeper| self.ports.get(keeper).is_some())
         {
-            Some(keeper) => self.send_exception(id, Some(keeper), fault.message()),
-            None => self.raise(id, fault.message()),
+            Some(keeper) => self.send_exception(id, Some(keeper), fault.raised()),
+            None => self.raise(id, fault.raised()),
         }
     }
 }

@@ -8,8 +8,7 @@
 use core::ptr::NonNull;
 
 use fluke_abi::code::{Exception, Insanity};
-use fluke_abi::ipc::ExceptionMessage;
-use fluke_abi::object::OBJECT_SIZE;
+use fluke_abi::object::{OBJECT_SIZE, Type};
 use fluke_abi::probe::Probe;
 use fluke_abi::state::Prot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -22,14 +21,14 @@ use crate::lock::{self, scheduler};
 use crate::mm::access::View;
 use crate::mm::{Mapping, Region, Space};
 use crate::model;
-use crate::object::{Link, Name, Object};
+use crate::object::{Link, Object};
 use crate::probe::probe;
 use crate::reference::Ref;
 use crate::sched::Entity;
 #[cfg(test)]
 use crate::sched::Scheduler;
 use crate::sync::{Cond, Mutex};
-use crate::thread::{Run, Thread, Wait};
+use crate::thread::{Raised, Run, Thread, Wait};
 
 /// Why a handler stopped short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,10 +97,10 @@ impl Call {
     #[inline]
     unsafe fn of(thread: NonNull<Thread>) -> Self {
         // SAFETY: the caller's. Names of threads do not change.
-        let Thread { id, entity, .. } = unsafe { thread.as_ref() };
+        let own = unsafe { thread.as_ref() };
         Self {
-            id: *id,
-            entity: *entity,
+            id: own.id(),
+            entity: own.entity,
             thread,
         }
     }
@@ -358,16 +357,7 @@ impl Call {
     /// Raises an exception in the caller.
     pub fn raise(&mut self, code: Exception, subcode: u64) {
         let id = self.id;
-        self.kernel().raise(id, exception(code, subcode));
-    }
-}
-
-/// An exception that is no page fault.
-pub fn exception(code: Exception, subcode: u64) -> ExceptionMessage {
-    ExceptionMessage {
-        code: code as u64,
-        subcode,
-        ..ExceptionMessage::default()
+        self.kernel().raise(id, Raised::new(code, subcode));
     }
 }
 
@@ -386,11 +376,18 @@ impl Kernel {
             return Err(Insanity::NotAligned.into());
         }
         let physical = self.translate_in(view, handle, Prot::READ)?;
-        let name = self.find_object(physical);
-        name.id().ok_or(match name {
-            Name::NONE => Insanity::NoObject.into(),
+        match self.find_object(physical) {
+            Some(id) => Ok(id),
+            None => Err(self.not_there::<T>(physical)),
+        }
+    }
+
+    #[cold]
+    fn not_there<T: Typed>(&self, physical: u64) -> Stop {
+        match self.type_at(physical) {
+            Type::Null => Insanity::NoObject.into(),
             _ => T::NOT.into(),
-        })
+        }
     }
 }
 

@@ -88,15 +88,19 @@ impl Kernel {
         };
         // A donor that sleeps on the port and whose own target sleeps too may have said that it
         // need not hear of that: its time goes to the next that asks.
-        let idle = self.ports[port].donors.first().and_then(|donor| {
-            let wait = self.threads[donor].wait()?;
-            let on_conflict = self.sensitivity(donor) == Some(Wakeup::OnConflict);
-            (on_conflict && self.wastes_time(wait)).then_some((donor, wait))
-        });
+        let idle = self.ports[port]
+            .donors
+            .first(&self.threads)
+            .and_then(|donor| {
+                let wait = self.threads[donor].wait()?;
+                let on_conflict = self.sensitivity(donor) == Some(Wakeup::OnConflict);
+                (on_conflict && self.wastes_time(wait)).then_some((donor, wait))
+            });
         self.sleep(id, Wait::Ask(port));
         match idle {
             Some((donor, wait)) => {
                 self.unqueue(donor, wait);
+                let port = port.into();
                 self.sleep(donor, Wait::Schedule { target: id, port });
             }
             None => self.announce(port),

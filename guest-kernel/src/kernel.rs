@@ -8,7 +8,7 @@ use fluke_abi::boot::{BootInfo, Extent};
 use fluke_abi::code::Status;
 use fluke_abi::layout::{PAGE_SIZE, ROOT_OBJECTS};
 use fluke_abi::object::OBJECT_SIZE;
-use fluke_abi::state::{Census, Prot};
+use fluke_abi::state::{Census, Prot, ThreadFlags};
 
 use crate::arch::memory::direct;
 use crate::arena::{Arena, Id};
@@ -214,7 +214,7 @@ impl Kernel {
                 self.attach(space, segment.start + OBJECT_SIZE);
                 self.set_space(thread, Some(space));
                 let root = &mut self.threads[thread];
-                root.halted = false;
+                root.set_flags(ThreadFlags::STOPPED, false);
                 root.thread_va = ROOT_OBJECTS;
                 root.frame.rip = boot.root_entry;
                 root.frame.rsp = boot.root_stack;
@@ -251,10 +251,11 @@ impl Kernel {
         let thread = &mut self.threads[id];
         let (place, priority) = (NonNull::from(&mut *thread), thread.priority);
         let entity = model::prepare(&mut self.stacks)
-            .and_then(|stack| scheduler().create(id, place, stack, priority));
+            .and_then(|stack| scheduler().create(place, stack, priority));
         match entity {
             Some(entity) => {
-                (thread.id, thread.entity) = (id, entity);
+                thread.header().set_id(id);
+                thread.entity = entity;
                 Ok(id)
             }
             None => {
@@ -335,7 +336,7 @@ pub(crate) mod tests {
         kernel.attach(mutex, at);
         kernel.attach(cond, at + OBJECT_SIZE);
         kernel.attach(port, at + PAGE_SIZE);
-        let kind = |kernel: &mut Kernel, at| kernel.find_object(at).kind();
+        let kind = |kernel: &mut Kernel, at| kernel.type_at(at);
         assert_eq!(kind(&mut kernel, at), Type::Mutex);
         assert_eq!(kind(&mut kernel, at + OBJECT_SIZE), Type::Cond);
         assert_eq!(kind(&mut kernel, at + 2 * OBJECT_SIZE), Type::Null);

@@ -6,66 +6,30 @@
 use core::ptr::NonNull;
 
 use fluke_abi::layout::PAGE_SIZE;
-use fluke_abi::object::Type;
+use fluke_abi::object::{OBJECT_SIZE, Type};
 
 use crate::arch::memory::direct;
 use crate::arena::Id;
 use crate::kernel::Kernel;
 
-/// Type and name of an object, or of nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Name {
-    /// Position in the arena of its type, and above it the type; 0 is nothing.
-    place: u32,
-    /// Since when it lives there.
-    generation: u32,
-}
-
-const TYPE_SHIFT: u32 = 28;
-
-impl Name {
-    /// No object.
-    pub const NONE: Self = Self {
-        place: 0,
-        generation: 0,
-    };
-
-    const fn new<T: Object>(id: Id<T>) -> Self {
-        Self {
-            place: (T::TYPE as u32) << TYPE_SHIFT | id.index(),
-            generation: id.generation(),
-        }
-    }
-
-    /// The object's type; `Null` for [`Name::NONE`].
-    pub fn kind(self) -> Type {
-        Type::from_number(u64::from(self.place >> TYPE_SHIFT)).unwrap_or(Type::Null)
-    }
-
-    /// The object, if it is of type `T`.
-    #[inline]
-    pub const fn id<T: Object>(self) -> Option<Id<T>> {
-        if self.place >> TYPE_SHIFT == T::TYPE as u32 {
-            let index = self.place & ((1 << TYPE_SHIFT) - 1);
-            Some(Id::new(index, self.generation))
-        } else {
-            None
-        }
-    }
-}
-
 /// What every object has.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
-    /// Physical address of the memory that names the object.
-    pub memory: u64,
+    /// Physical address of the memory that names the object, and in its low bits, which are zero, the object's
+    /// type: one word to look for. 0 before the object is attached to memory.
+    memory: u64,
     /// Fixed at creation; different hashes mean different objects (fluke-api 1.4).
     pub hash: u64,
-    /// The object itself, once it is attached to memory.
-    name: Name,
+    /// The object itself, at the latest once it is attached to memory.
+    id: Id<()>,
     /// Next object in the same frame.
     next: Place,
 }
+
+/// The low bits of addresses of objects.
+const TYPE_BITS: u64 = OBJECT_SIZE - 1;
+
+const _: () = assert!((Type::ALL.len() as u64) < TYPE_BITS);
 
 /// Where an object's header is: it stays there as long as the object is attached to memory, which is no longer
 /// than it lives.
@@ -75,12 +39,33 @@ type Place = Option<NonNull<Header>>;
 unsafe impl Send for Header {}
 
 impl Header {
+    /// The object's own name, once it has been given it, as that of a `T`.
+    #[inline]
+    pub const fn id<T>(&self) -> Id<T> {
+        self.id.cast()
+    }
+
+    /// Gives an object its own name.
+    pub const fn set_id<T>(&mut self, id: Id<T>) {
+        self.id = id.cast();
+    }
+
+    /// Physical address of its memory.
+    const fn address(&self) -> u64 {
+        self.memory & !TYPE_BITS
+    }
+
+    /// Type of the object.
+    fn kind(&self) -> Type {
+        Type::from_number(self.memory & TYPE_BITS).unwrap_or(Type::Null)
+    }
+
     /// Header of an object not yet attached to memory.
     pub const fn new(hash: u64) -> Self {
         Self {
             memory: 0,
             hash,
-            name: Name::NONE,
+            id: Id::NONE,
             next: None,
         }
     }
@@ -143,12 +128,12 @@ impl ObjectTable {
 
     /// The objects in the frame of a physical address.
     #[inline]
-    fn in_frame(&self, physical: u64) -> impl Iterator<Item = Header> {
+    fn in_frame(&self, physical: u64) -> impl Iterator<Item = &Header> {
         let head = self.heads.get((physical / PAGE_SIZE) as usize);
         let mut next = head.copied().flatten();
         core::iter::from_fn(move || {
             // SAFETY: what is in the table lives, at that place.
-            let header = unsafe { *next?.as_ref() };
+            let header = unsafe { next?.as_ref() };
             next = header.next;
             Some(header)
         })
@@ -156,20 +141,31 @@ impl ObjectTable {
 }
 
 impl Kernel {
-    /// The object whose memory is at a physical address.
+    /// The object of type `T` whose memory is at a physical address.
     #[inline]
-    pub fn find_object(&self, physical: u64) -> Name {
+    pub fn find_object<T: Object>(&self, physical: u64) -> Option<Id<T>> {
+        let wanted = physical | T::TYPE as u64;
+        for header in self.objects.in_frame(physical) {
+            if header.memory == wanted {
+                return Some(header.id());
+            }
+        }
+        None
+    }
+
+    /// The type of the object whose memory is there; `Null` if there is none.
+    pub fn type_at(&self, physical: u64) -> Type {
         let mut objects = self.objects.in_frame(physical);
-        let found = objects.find(|header| header.memory == physical);
-        found.map_or(Name::NONE, |header| header.name)
+        let found = objects.find(|header| header.address() == physical);
+        found.map_or(Type::Null, |header| header.kind())
     }
 
     /// The object with the lowest address at or after `physical`, in the same frame.
     pub fn next_object(&self, physical: u64) -> Option<(u64, Type)> {
         let objects = self.objects.in_frame(physical);
-        let next = objects.filter(|header| header.memory >= physical);
-        let next = next.min_by_key(|header| header.memory)?;
-        Some((next.memory, next.name.kind()))
+        let next = objects.filter(|header| header.address() >= physical);
+        let next = next.min_by_key(|header| header.address())?;
+        Some((next.address(), next.kind()))
     }
 
     /// Attaches an object to the memory at a physical address, which names no object yet.
@@ -180,15 +176,15 @@ impl Kernel {
         };
         let next = head.replace(place);
         let header = T::arena(self)[id].header();
-        header.memory = physical;
-        header.name = Name::new(id);
+        header.memory = physical | T::TYPE as u64;
+        header.set_id(id);
         header.next = next;
     }
 
     /// Detaches an object from its memory.
     pub fn detach<T: Object>(&mut self, id: Id<T>) {
         let header = T::arena(self)[id].header();
-        let (own, memory, after) = (NonNull::from(&*header), header.memory, header.next);
+        let (own, memory, after) = (NonNull::from(&*header), header.address(), header.next);
         let mut next = self.objects.heads.get_mut((memory / PAGE_SIZE) as usize);
         while let Some(place) = next {
             let Some(mut header) = *place else { return };

@@ -3,12 +3,12 @@
 //! A thread is in at most one queue: the run queue of a CPU, or that of what it waits for. So a
 //! thread holds one pair of links, and queueing never needs memory.
 
-use crate::arena::{Arena, Id, same};
+use crate::arena::{Arena, Id, Position};
 
-/// Links of a member of a queue.
+/// Links of a member of a queue. Members are alive, so their positions name them.
 pub struct Links<T> {
-    prev: Option<Id<T>>,
-    next: Option<Id<T>>,
+    prev: Option<Position<T>>,
+    next: Option<Position<T>>,
 }
 
 impl<T> Links<T> {
@@ -35,8 +35,8 @@ pub trait Linked: Sized {
 
 /// A first-in, first-out queue.
 pub struct Queue<T> {
-    head: Option<Id<T>>,
-    tail: Option<Id<T>>,
+    head: Option<Position<T>>,
+    tail: Option<Position<T>>,
 }
 
 impl<T> Default for Queue<T> {
@@ -55,8 +55,9 @@ impl<T> Queue<T> {
     }
 
     /// The member that came first.
-    pub const fn first(&self) -> Option<Id<T>> {
-        self.head
+    #[inline]
+    pub fn first(&self, members: &Arena<T>) -> Option<Id<T>> {
+        self.head.map(|head| members.name_at(head))
     }
 
     /// Whether nobody is queued.
@@ -68,13 +69,14 @@ impl<T> Queue<T> {
 impl<T: Linked> Queue<T> {
     /// Appends a member, which must be in no queue.
     pub fn push(&mut self, members: &mut Arena<T>, id: Id<T>) {
+        let at = Position::from(id);
         *members[id].links() = Links {
             prev: self.tail,
             next: None,
         };
-        match self.tail.replace(id) {
-            Some(last) => members[last].links().next = Some(id),
-            None => self.head = Some(id),
+        match self.tail.replace(at) {
+            Some(last) => members[last].links().next = Some(at),
+            None => self.head = Some(at),
         }
     }
 
@@ -83,14 +85,15 @@ impl<T: Linked> Queue<T> {
         let Some(next) = successor else {
             return self.push(members, id);
         };
-        let prev = members[next].links().prev.replace(id);
+        let at = Position::from(id);
+        let prev = members[next].links().prev.replace(at);
         *members[id].links() = Links {
             prev,
-            next: Some(next),
+            next: Some(next.into()),
         };
         match prev {
-            Some(prev) => members[prev].links().next = Some(id),
-            None => self.head = Some(id),
+            Some(prev) => members[prev].links().next = Some(at),
+            None => self.head = Some(at),
         }
     }
 
@@ -109,23 +112,24 @@ impl<T: Linked> Queue<T> {
 
     /// Takes the first member out.
     #[inline]
-    pub fn pop(&mut self, members: &mut Arena<T>) -> Option<Id<T>> {
-        let id = self.head?;
-        if same(self.tail, self.head) {
+    pub fn pop<'a>(&mut self, members: &'a mut Arena<T>) -> Option<(Id<T>, &'a mut T)> {
+        let first = self.head?;
+        if self.tail == Some(first) {
             // Its links say what they say in no queue.
             (self.head, self.tail) = (None, None);
-            return Some(id);
+        } else {
+            self.head = members[first].links().next.take();
+            if let Some(next) = self.head {
+                members[next].links().prev = None;
+            }
         }
-        self.head = members[id].links().next.take();
-        if let Some(next) = self.head {
-            members[next].links().prev = None;
-        }
-        Some(id)
+        Some(members.member(first))
     }
 
     /// The member after `id`.
     pub fn after(&self, members: &mut Arena<T>, id: Id<T>) -> Option<Id<T>> {
-        members[id].links().next
+        let next = members[id].links().next?;
+        Some(members.name_at(next))
     }
 }
 
@@ -162,7 +166,10 @@ mod tests {
                         queue.push(&mut members, id);
                         model.push_back(id);
                     }
-                    (1, _) => prop_assert_eq!(queue.pop(&mut members), model.pop_front()),
+                    (1, _) => {
+                        let first = queue.pop(&mut members).map(|(id, _)| id);
+                        prop_assert_eq!(first, model.pop_front());
+                    }
                     (2, Some(at)) => {
                         queue.remove(&mut members, id);
                         model.remove(at);
@@ -175,7 +182,7 @@ mod tests {
                     _ => {}
                 }
                 let mut order = Vec::new();
-                let mut next = queue.first();
+                let mut next = queue.first(&members);
                 while let Some(id) = next {
                     order.push(id);
                     next = queue.after(&mut members, id);

@@ -10,9 +10,11 @@
 //! only what is in its [`Entity`], and nothing of the [`Kernel`](crate::kernel::Kernel). What a thread
 //! waits for, other than the clock, is the kernel's affair (`wait.rs`): here such a thread is just off.
 
+use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use bitflags::bitflags;
+use fluke_abi::boot::CPUS_MAX;
 use fluke_abi::state::FPU_BYTES;
 
 use crate::arch::apic;
@@ -35,55 +37,64 @@ pub const QUANTUM_NS: u64 = 10_000_000;
 /// Levels of priority.
 const PRIORITIES: usize = fluke_abi::state::PRIORITY_MAX as usize + 1;
 
-/// Whether and where a thread runs.
+/// Whether a thread runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Nowhere, until the kernel says so.
+    /// Not until the kernel says so.
     Off,
-    /// In the run queue of that CPU.
-    Ready(u32),
-    /// On that CPU.
-    Running(u32),
-    /// Until that time, nanoseconds.
-    Asleep(u64),
+    /// In a run queue.
+    Ready,
+    /// On a CPU.
+    Running,
+    /// Until its deadline.
+    Asleep,
     /// Until it has the kernel mutex.
     Locking,
 }
 
-/// How a thread is to sleep.
-#[derive(Clone, Copy)]
-struct Alarm {
-    /// Until then, nanoseconds.
-    deadline: u64,
-    /// When it wakes, it has something to look at.
-    attend: bool,
+bitflags! {
+    /// What a thread has yet to do.
+    #[derive(Clone, Copy)]
+    struct Duties: u8 {
+        /// To look at what others want of it before it leaves to user mode.
+        const ATTEND = 1;
+        /// To sleep until its deadline, as soon as it makes way of its own accord.
+        const SLEEP = 2;
+        /// To attend when it wakes from that.
+        const ATTEND_AWAKE = 4;
+    }
 }
 
 /// What the scheduler knows of a thread.
+#[repr(C)]
 pub struct Entity {
+    /// User x87 and SSE registers, while no CPU has them; first, where they have the alignment they want.
+    pub fpu: Fpu,
     links: Links<Self>,
-    /// The thread.
-    pub thread: Id<Thread>,
-    /// Where it is: its place in its arena is fixed.
+    /// Where the thread is: its place in its arena is fixed.
     pub place: NonNull<Thread>,
+    /// Its page table; a dead one is as good as none.
+    pub table: Option<Id<Table>>,
+    /// Until when it sleeps, or is about to, nanoseconds.
+    deadline: u64,
+    /// What the execution model keeps of it while it does not run.
+    stack: model::Stack,
+    /// The CPU in whose run queue it is, or on which it runs.
+    cpu: u16,
+    /// The CPU it ran on last.
+    last_cpu: u16,
     state: State,
     /// The priority at which it runs.
     priority: u8,
     /// The same without what it inherits as owner of the kernel mutex.
     own_priority: u8,
-    /// It has to look at what others want of it before it leaves to user mode.
-    attention: bool,
-    /// It is about to sleep, as soon as it makes way of its own accord.
-    alarm: Option<Alarm>,
-    /// CPU it ran on last.
-    last_cpu: u32,
-    /// Its page table; a dead one is as good as none.
-    pub table: Option<Id<Table>>,
-    /// What the execution model keeps of it while it does not run.
-    stack: model::Stack,
-    /// User x87 and SSE registers, while no CPU has them.
-    pub fpu: Fpu,
+    duties: Duties,
 }
+
+const _: () = assert!(offset_of!(Entity, fpu) == 0 && Arena::<Entity>::STRIDE.is_multiple_of(16));
+const _: () = assert!(CPUS_MAX <= u16::MAX as u32);
+// What a thread costs beside those registers (OSDI '99, table 7, calls it the TCB), with its places in the arenas.
+const _: () = assert!(Arena::<Thread>::STRIDE + Arena::<Entity>::STRIDE - FPU_BYTES <= 512);
 
 // SAFETY: `place` is the arena's, which has no thread affinity.
 unsafe impl Send for Entity {}
@@ -169,11 +180,11 @@ impl RunQueue {
     ) -> Option<(Id<Entity>, &'a mut Entity)> {
         let priority = self.highest()?;
         let queue = &mut self.queues[priority as usize];
-        let id = queue.pop(entities)?;
+        let first = queue.pop(entities)?;
         if queue.is_empty() {
             self.occupied &= !(1 << priority);
         }
-        Some((id, &mut entities[id]))
+        Some(first)
     }
 }
 
@@ -264,24 +275,23 @@ impl Scheduler {
     /// A thread that is off. `None`: there is no room.
     pub fn create(
         &mut self,
-        thread: Id<Thread>,
         place: NonNull<Thread>,
         stack: model::Stack,
         priority: u8,
     ) -> Option<Id<Entity>> {
         let entity = Entity {
+            fpu: Fpu::INITIAL,
             links: Links::new(),
-            thread,
             place,
+            table: None,
+            deadline: 0,
+            stack,
+            cpu: 0,
+            last_cpu: 0,
             state: State::Off,
             priority,
             own_priority: priority,
-            attention: false,
-            alarm: None,
-            last_cpu: 0,
-            table: None,
-            stack,
-            fpu: Fpu::INITIAL,
+            duties: Duties::empty(),
         };
         self.entities.insert(entity).ok()
     }
@@ -326,7 +336,7 @@ impl Scheduler {
     /// Whether a thread sleeps by the clock, or is about to.
     pub fn is_asleep(&self, id: Id<Entity>) -> bool {
         let entity = &self.entities[id];
-        matches!(entity.state, State::Asleep(_)) || entity.alarm.is_some()
+        entity.state == State::Asleep || entity.duties.contains(Duties::SLEEP)
     }
 
     /// Lets a thread that is off run.
@@ -341,9 +351,9 @@ impl Scheduler {
 
     /// Puts a thread into this CPU's run queue.
     fn queue(&mut self, id: Id<Entity>) {
-        let number = Cpu::current_number();
         let entity = &mut self.entities[id];
-        entity.state = State::Ready(number);
+        entity.state = State::Ready;
+        entity.cpu = Cpu::current_number() as u16;
         let priority = entity.priority;
         let cpu = own(self.cpus);
         cpu.ready.push(&mut self.entities, id, priority);
@@ -357,16 +367,16 @@ impl Scheduler {
     /// on a CPU: `false`.
     pub fn take_out(&mut self, id: Id<Entity>) -> bool {
         let entity = &mut self.entities[id];
-        let priority = entity.priority;
-        entity.alarm = None;
+        let (priority, cpu) = (entity.priority, entity.cpu);
+        entity.duties.remove(Duties::SLEEP);
         match entity.state {
-            State::Running(_) => return false,
-            State::Ready(cpu) => {
+            State::Running => return false,
+            State::Ready => {
                 let queue = &mut self.cpus[cpu as usize].ready;
                 queue.remove(&mut self.entities, id, priority);
             }
-            State::Asleep(_) if mutant!(sleeper_left) => {}
-            State::Asleep(_) => self.sleepers.remove(&mut self.entities, id),
+            State::Asleep if mutant!(sleeper_left) => {}
+            State::Asleep => self.sleepers.remove(&mut self.entities, id),
             State::Locking => self.lockers.remove(&mut self.entities, id),
             State::Off => {}
         }
@@ -382,14 +392,17 @@ impl Scheduler {
     pub fn block(&mut self, id: Id<Entity>) -> &mut model::Stack {
         let entity = &mut self.entities[id];
         entity.state = State::Off;
-        entity.alarm = None;
+        entity.duties.remove(Duties::SLEEP);
         &mut entity.stack
     }
 
     /// The running thread is to make way and sleep until a time. `attend`: it has something to look at
     /// when it wakes.
     pub fn sleep_until(&mut self, id: Id<Entity>, deadline: u64, attend: bool) {
-        self.entities[id].alarm = Some(Alarm { deadline, attend });
+        let entity = &mut self.entities[id];
+        entity.deadline = deadline;
+        entity.duties |= Duties::SLEEP;
+        entity.duties.set(Duties::ATTEND_AWAKE, attend);
         self.cpu().demands |= Demands::MAKE_WAY;
     }
 
@@ -413,8 +426,8 @@ impl Scheduler {
         let Some(entity) = self.entities.get_mut(id) else {
             return;
         };
-        entity.alarm = None;
-        if matches!(entity.state, State::Asleep(_)) && !mutant!(doorbell_lost) {
+        entity.duties.remove(Duties::SLEEP);
+        if entity.state == State::Asleep && !mutant!(doorbell_lost) {
             self.sleepers.remove(&mut self.entities, id);
             self.queue(id);
         }
@@ -422,36 +435,40 @@ impl Scheduler {
 
     /// The running thread makes way of its own accord: it sleeps, if it is to. As [`block`](Self::block).
     pub fn make_way(&mut self, id: Id<Entity>) -> &mut model::Stack {
-        if let Some(alarm) = self.entities[id].alarm.take() {
-            self.insert_sleeper(id, alarm);
+        if self.entities[id].duties.contains(Duties::SLEEP) {
+            self.insert_sleeper(id);
         }
         self.stack(id)
     }
 
-    fn insert_sleeper(&mut self, id: Id<Entity>, Alarm { deadline, attend }: Alarm) {
-        let mut next = self.sleepers.first();
-        while let Some(other) = next {
-            match self.entities[other].state {
-                State::Asleep(theirs) if theirs > deadline => break,
-                _ => next = self.sleepers.after(&mut self.entities, other),
-            }
+    fn insert_sleeper(&mut self, id: Id<Entity>) {
+        let deadline = self.entities[id].deadline;
+        let mut next = self.sleepers.first(&self.entities);
+        while let Some(other) = next.filter(|&other| self.entities[other].deadline <= deadline) {
+            next = self.sleepers.after(&mut self.entities, other);
         }
         self.sleepers.insert_before(&mut self.entities, id, next);
         let entity = &mut self.entities[id];
-        entity.state = State::Asleep(deadline);
-        entity.attention |= attend;
+        entity.state = State::Asleep;
+        let attends = entity.duties.contains(Duties::ATTEND_AWAKE);
+        entity.duties.remove(Duties::SLEEP | Duties::ATTEND_AWAKE);
+        if attends {
+            entity.duties |= Duties::ATTEND;
+        }
     }
 
     /// Makes a thread look at what others want of it before it goes on in user mode; says whether it is
     /// on a CPU now.
     pub fn call_attention(&mut self, id: Id<Entity>) -> bool {
         let entity = &mut self.entities[id];
-        entity.attention = true;
-        let State::Running(cpu) = entity.state else {
+        entity.duties |= Duties::ATTEND;
+        if entity.state != State::Running {
             return false;
-        };
+        }
+        let cpu = u32::from(entity.cpu);
         if mutant!(stop_unheard) {
-            entity.attention = cpu == Cpu::current_number();
+            let heard = cpu == Cpu::current_number();
+            entity.duties.set(Duties::ATTEND, heard);
         }
         self.cpus[cpu as usize].demands |= Demands::ATTEND;
         self.kick(cpu);
@@ -465,7 +482,10 @@ impl Scheduler {
             return false;
         }
         cpu.demands.remove(Demands::ATTEND);
-        core::mem::take(&mut self.entities[id].attention)
+        let entity = &mut self.entities[id];
+        let attends = entity.duties.contains(Duties::ATTEND);
+        entity.duties.remove(Duties::ATTEND);
+        attends
     }
 
     /// The running thread goes on at another priority.
@@ -491,7 +511,8 @@ impl Scheduler {
         if old >= priority {
             return;
         }
-        if let State::Ready(cpu) = self.entities[owner].state {
+        let Entity { state, cpu, .. } = self.entities[owner];
+        if state == State::Ready {
             let queue = &mut self.cpus[cpu as usize].ready;
             queue.remove(&mut self.entities, owner, old);
             self.entities[owner].priority = priority;
@@ -506,7 +527,7 @@ impl Scheduler {
     pub fn next_for_kernel(&mut self, owner: Id<Entity>) -> (Option<Id<Entity>>, bool) {
         let entity = &mut self.entities[owner];
         entity.priority = entity.own_priority;
-        let mut next = self.lockers.first();
+        let mut next = self.lockers.first(&self.entities);
         let mut best = next;
         while let Some(id) = next {
             let most = best.map_or(0, |best| self.entities[best].priority);
@@ -559,10 +580,9 @@ impl Scheduler {
 
     /// When the first sleeper wakes that does not sleep for ever, nanoseconds.
     fn next_deadline(&self) -> Option<u64> {
-        match self.entities[self.sleepers.first()?].state {
-            State::Asleep(deadline) if deadline != u64::MAX => Some(deadline),
-            _ => None,
-        }
+        let first = self.sleepers.first(&self.entities)?;
+        let deadline = self.entities[first].deadline;
+        (deadline != u64::MAX).then_some(deadline)
     }
 
     /// The timer of this CPU fired.
@@ -575,7 +595,7 @@ impl Scheduler {
     fn alarm(&mut self) {
         let now = self.clock.now();
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
-            if let Some(id) = self.sleepers.pop(&mut self.entities) {
+            if let Some((id, _)) = self.sleepers.pop(&mut self.entities) {
                 self.queue(id);
             }
         }
@@ -634,7 +654,7 @@ impl Scheduler {
         if cpu.fpu_owner == Some(id) {
             entity.fpu.save();
         }
-        if matches!(entity.state, State::Running(_)) {
+        if entity.state == State::Running {
             self.queue(id);
         }
     }
@@ -669,10 +689,11 @@ impl Scheduler {
         };
         let (id, entity) = from.ready.pop(&mut self.entities)?;
         count!(context_switches);
-        entity.state = State::Running(Cpu::current_number());
+        entity.state = State::Running;
+        entity.cpu = Cpu::current_number() as u16;
         let cpu = own(self.cpus);
         cpu.current = Some(id);
-        cpu.demands = if entity.attention {
+        cpu.demands = if entity.duties.contains(Duties::ATTEND) {
             Demands::ATTEND
         } else {
             Demands::empty()
@@ -689,7 +710,7 @@ impl Scheduler {
     pub(crate) fn run_now(&mut self, id: Id<Entity>) {
         self.take_out(id);
         self.cpus[0].current = Some(id);
-        self.entities[id].state = State::Running(0);
+        self.entities[id].state = State::Running;
     }
 
     /// Forgets that a CPU holds the registers of a thread that is going away, or is to have others.
@@ -714,7 +735,7 @@ impl Scheduler {
             return false;
         }
         let entity = &mut self.entities[id];
-        let number = Cpu::current_number();
+        let number = Cpu::current_number() as u16;
         // Registers that stayed behind are stale if the thread has since run elsewhere.
         if !same(cpu.fpu_owner, Some(id)) || entity.last_cpu != number {
             entity.fpu.restore();
@@ -863,7 +884,7 @@ mod tests {
         );
         let ids = priorities.map(|priority| {
             let stack = model::Stack::default();
-            scheduler.create(thread, place, stack, priority).unwrap()
+            scheduler.create(place, stack, priority).unwrap()
         });
         (scheduler, ids)
     }
@@ -903,7 +924,7 @@ mod tests {
         scheduler.alarm();
         let order: Vec<_> = core::iter::from_fn(|| next(&mut scheduler)).collect();
         assert_eq!(order, [ids[1], ids[2], ids[0]]);
-        let attends = ids.map(|id| scheduler.entities[id].attention);
+        let attends = ids.map(|id| scheduler.entities[id].duties.contains(Duties::ATTEND));
         assert_eq!(attends, [false, false, true]);
     }
 

@@ -87,7 +87,7 @@ impl Kernel {
     /// over, instead of waking somebody to fight for it, leaves no wake-up that could get lost when
     /// the woken thread is stopped.
     pub fn unlock(&mut self, id: Id<Mutex>) {
-        let next = self.mutexes[id].waiters.first();
+        let next = self.mutexes[id].waiters.first(&self.threads);
         let mutex = &mut self.mutexes[id];
         mutex.locked = next.is_some();
         mutex.owner = next;
@@ -101,7 +101,7 @@ impl Kernel {
 
     /// Wakes the first thread asleep on a condition variable; says whether there was one.
     pub fn signal(&mut self, id: Id<Cond>) -> bool {
-        match self.conds[id].waiters.first() {
+        match self.conds[id].waiters.first(&self.threads) {
             Some(first) => {
                 self.wake(first);
                 true

@@ -1,16 +1,18 @@
 //! Threads: user-visible state, what a thread waits for, and how it is stopped.
 
+use core::mem::offset_of;
+
 use fluke_abi::boot::{USER_CS, USER_SS};
 use fluke_abi::code::{Exception, Status};
 use fluke_abi::entry::Entry;
-use fluke_abi::ipc::{CallWord, ExceptionMessage};
+use fluke_abi::ipc::{CallWord, EXCEPTION_MAGIC, ExceptionMessage};
 use fluke_abi::layout::GATE_DONE;
 use fluke_abi::object::Type;
 use fluke_abi::probe::Probe;
 use fluke_abi::state::{Handlers, PRIORITY_DEFAULT, SavedState, ThreadFlags};
 
 use crate::arch::cpu::Frame;
-use crate::arena::{Arena, Id};
+use crate::arena::{Arena, Id, Position};
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
 use crate::lock::scheduler;
@@ -38,6 +40,15 @@ impl Side {
         match self {
             Self::Client => Self::Server,
             Self::Server => Self::Client,
+        }
+    }
+
+    /// The flag of a thread that is the sender in the role.
+    #[inline]
+    pub const fn sender(self) -> ThreadFlags {
+        match self {
+            Self::Client => ThreadFlags::CLIENT_SENDER,
+            Self::Server => ThreadFlags::SERVER_SENDER,
         }
     }
 }
@@ -80,7 +91,7 @@ pub enum Wait {
         /// Who gets the time.
         target: Id<Thread>,
         /// Where the donor waits for messages.
-        port: Id<Port>,
+        port: Position<Port>,
     },
     /// Its scheduler to take its request for time from a port. It could run.
     Ask(Id<Port>),
@@ -101,13 +112,50 @@ pub enum Run {
     Waiting(Wait),
 }
 
+/// What has become of a thread's end of a connection in one role, since it was made or the end was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has had none.
+    New,
+    /// It has had one; without one now, it has left.
+    Joined,
+    /// The same, and it was exported: destroying the thread leaves the connection to the thread that is made
+    /// from the state.
+    Exported,
+}
+
+/// An exception on its way to a keeper: what of the message is not in the thread anyway.
+#[derive(Clone, Copy, Debug)]
+#[allow(
+    missing_docs,
+    reason = "the fields are those of that name in the message"
+)]
+pub struct Raised {
+    pub subcode: u64,
+    pub region_offset: u64,
+    pub region_hash: u64,
+    pub code: Exception,
+    pub access: u8,
+}
+
+impl Raised {
+    /// An exception that is no page fault.
+    pub const fn new(code: Exception, subcode: u64) -> Self {
+        Self {
+            subcode,
+            region_offset: 0,
+            region_hash: 0,
+            code,
+            access: 0,
+        }
+    }
+}
+
 /// A thread.
 #[repr(C)]
 pub struct Thread {
     /// User registers; first, because traps push onto the end of it.
     pub frame: Frame,
-    /// Its own name.
-    pub id: Id<Self>,
     /// What the scheduler knows of it.
     pub entity: Id<Entity>,
     header: Header,
@@ -128,42 +176,34 @@ pub struct Thread {
     pub sched_val: u64,
     /// Port set it serves, by address.
     pub server_pset: u64,
-    /// Reliable connections, by [`Side`].
-    pub connections: [Option<Connection>; 2],
+    /// Partners in reliable connections, by [`Side`].
+    partners: [Option<Id<Thread>>; 2],
     /// Client of the idempotent call that it serves.
     pub idempotent_client: Option<Id<Thread>>,
     /// Taken out of this port set's queue to fetch a message, and has not yet looked.
     pub notified: Option<Id<Pset>>,
     /// Exception on its way to a keeper.
-    pub exception: Option<ExceptionMessage>,
+    pub exception: Option<Raised>,
     /// Handler addresses.
     pub handlers: Handlers,
     /// Registers saved at the last exception.
     pub saved: SavedState,
-    /// Asynchronous exceptions held back.
-    pub pending: ThreadFlags,
     /// The registers name a call that the kernel has begun to make.
     pub in_call: bool,
-    /// Stopped as far as users know. Who stops it for `thread_get_state` says so with that call's end, so that
-    /// a call which is made again finds what it found first.
-    pub halted: bool,
+    /// [`ThreadFlags`], all of which fit.
+    flags: u8,
     /// Somebody waits for the thread to stop.
     pub stop_requested: bool,
     /// 0 to 31; the highest runs.
     pub priority: u8,
     /// Its scheduler has taken its request for time since it last slept.
     pub asked: bool,
-    /// The end of the connection was exported, by [`Side`]: destroying the thread leaves it to
-    /// the thread that is made from the state.
-    pub exported: [bool; 2],
-    /// It has had a connection in that role, by [`Side`], since it was made or its end was set: without
-    /// one now, it has left.
-    pub joined: [bool; 2],
-    /// Handlers are enabled.
-    pub exceptions_enabled: bool,
+    /// Its ends of connections, by [`Side`].
+    pub ends: [End; 2],
 }
 
-const _: () = assert!(core::mem::offset_of!(Thread, frame) == 0);
+const _: () = assert!(offset_of!(Thread, frame) == 0 && Arena::<Thread>::STRIDE.is_multiple_of(16));
+const _: () = assert!(ThreadFlags::all().bits() <= u8::MAX as u64);
 
 impl Object for Thread {
     const TYPE: Type = Type::Thread;
@@ -193,13 +233,12 @@ impl Thread {
                 rflags: user_flags(0),
                 ..Frame::default()
             },
-            id: Id::NONE,
             entity: Id::NONE,
             header: Header::new(hash),
             links: Links::new(),
             run: Run::Stopped,
             in_call: false,
-            halted: true,
+            flags: ThreadFlags::STOPPED.bits() as u8,
             stop_requested: false,
             stoppers: Queue::new(),
             priority: PRIORITY_DEFAULT as u8,
@@ -210,17 +249,38 @@ impl Thread {
             thread_va: 0,
             sched_val: 0,
             server_pset: 0,
-            connections: [None; 2],
-            exported: [false; 2],
-            joined: [false; 2],
+            partners: [None; 2],
+            ends: [End::New; 2],
             idempotent_client: None,
             notified: None,
             exception: None,
             handlers: Handlers::default(),
             saved: SavedState::default(),
-            exceptions_enabled: false,
-            pending: ThreadFlags::empty(),
         }
+    }
+
+    /// Its own name.
+    #[inline]
+    pub const fn id(&self) -> Id<Self> {
+        self.header.id()
+    }
+
+    /// Its flags. Stopped is what users know to be: who stops it for `thread_get_state` says so with that call's
+    /// end, so that a call which is made again finds what it found first.
+    #[inline]
+    pub const fn flags(&self) -> ThreadFlags {
+        ThreadFlags::from_bits_retain(self.flags as u64)
+    }
+
+    /// Sets or clears flags.
+    #[inline]
+    pub const fn set_flags(&mut self, flags: ThreadFlags, on: bool) {
+        let bits = flags.bits() as u8;
+        self.flags = if on {
+            self.flags | bits
+        } else {
+            self.flags & !bits
+        };
     }
 
     /// Fixed at creation.
@@ -273,7 +333,41 @@ impl Thread {
     /// Its end of the connection in the role `side`.
     #[inline]
     pub const fn connection(&self, side: Side) -> Option<Connection> {
-        self.connections[side as usize]
+        match self.partners[side as usize] {
+            Some(partner) => Some(Connection {
+                partner,
+                sender: self.flags().contains(side.sender()),
+            }),
+            None => None,
+        }
+    }
+
+    /// Sets that end.
+    pub const fn set_connection(&mut self, side: Side, connection: Connection) {
+        self.partners[side as usize] = Some(connection.partner);
+        self.set_flags(side.sender(), connection.sender);
+    }
+
+    /// Takes that end out: the partner that it had.
+    #[inline]
+    pub fn take_connection(&mut self, side: Side) -> Option<Id<Self>> {
+        let partner = self.partners[side as usize].take()?;
+        self.set_flags(side.sender(), false);
+        Some(partner)
+    }
+
+    /// The message to the keeper about an exception of its own.
+    pub const fn message(&self, raised: &Raised) -> ExceptionMessage {
+        ExceptionMessage {
+            magic: EXCEPTION_MAGIC,
+            code: raised.code as u64,
+            subcode: raised.subcode,
+            access: raised.access as u64,
+            region_offset: raised.region_offset,
+            region_hash: raised.region_hash,
+            thread_hash: self.header.hash,
+            rip: self.frame.rip,
+        }
     }
 
     /// Enters a handler, with the registers that the handler may use saved.
@@ -290,7 +384,7 @@ impl Thread {
         frame.rdx = code;
         frame.rcx = subcode;
         frame.rip = handler;
-        self.exceptions_enabled = false;
+        self.set_flags(ThreadFlags::EXCEPTION_ENABLE, false);
         self.in_call = false;
     }
 }
@@ -313,44 +407,35 @@ pub const fn user_address(address: u64) -> bool {
 impl Kernel {
     /// Raises a synchronous exception: to the thread's handler, else to the keeper of its space,
     /// else the thread sleeps for ever (fluke-api 3.1). The thread is running or asleep in a call.
-    pub fn raise(&mut self, id: Id<Thread>, message: ExceptionMessage) {
+    pub fn raise(&mut self, id: Id<Thread>, raised: Raised) {
         let thread = &mut self.threads[id];
-        if thread.exceptions_enabled && thread.handlers.trap != 0 {
+        let handled = thread.flags().contains(ThreadFlags::EXCEPTION_ENABLE);
+        if handled && thread.handlers.trap != 0 {
             let handler = thread.handlers.trap;
             self.interrupt_wait(id);
-            self.threads[id].enter_handler(handler, message.code, message.subcode);
+            self.threads[id].enter_handler(handler, raised.code as u64, raised.subcode);
             self.make_ready(id);
             return;
         }
         let keeper = thread
             .space
             .and_then(|space| self.spaces.get(space)?.keeper);
-        self.send_exception(id, keeper, message);
+        self.send_exception(id, keeper, raised);
     }
 
     /// Makes a thread wait for a keeper to deal with an exception.
-    pub fn send_exception(
-        &mut self,
-        id: Id<Thread>,
-        keeper: Option<Id<Port>>,
-        message: ExceptionMessage,
-    ) {
+    pub fn send_exception(&mut self, id: Id<Thread>, keeper: Option<Id<Port>>, raised: Raised) {
         self.interrupt_wait(id);
         let thread = &mut self.threads[id];
         let keeper = keeper.filter(|&port| self.ports.get(port).is_some());
-        thread.exception = keeper.is_some().then_some(ExceptionMessage {
-            magic: fluke_abi::ipc::EXCEPTION_MAGIC,
-            thread_hash: thread.header.hash,
-            rip: thread.frame.rip,
-            ..message
-        });
+        thread.exception = keeper.is_some().then_some(raised);
         match keeper {
             Some(port) => {
                 self.sleep(id, Wait::Port(port));
                 self.wake_server(port);
             }
             None => {
-                self.check_own(id, &message);
+                self.check_own(id, &raised);
                 self.sleep(id, Wait::Forever);
             }
         }
@@ -359,7 +444,7 @@ impl Kernel {
     /// Posts an asynchronous exception. `pending` is the flag that holds it back.
     pub fn post(&mut self, id: Id<Thread>, pending: ThreadFlags) {
         let thread = &mut self.threads[id];
-        thread.pending |= pending;
+        thread.set_flags(pending, true);
         // A thread on a CPU delivers to itself on its way out of the kernel.
         let running = thread.run == Run::Scheduled && scheduler().call_attention(thread.entity);
         if !running {
@@ -371,7 +456,8 @@ impl Kernel {
     /// no CPU.
     pub fn deliver_pending(&mut self, id: Id<Thread>) {
         let thread = &mut self.threads[id];
-        if !thread.exceptions_enabled || thread.run == Run::Stopped {
+        let pending = thread.flags();
+        if !pending.contains(ThreadFlags::EXCEPTION_ENABLE) || thread.run == Run::Stopped {
             return;
         }
         let choices = [
@@ -391,13 +477,12 @@ impl Kernel {
                 thread.handlers.server_alert,
             ),
         ];
-        let pending = thread.pending;
         let taken = choices
             .into_iter()
             .filter(|(flag, ..)| pending.contains(*flag))
             .find(|&(flag, _, handler)| {
                 // One without a handler is forgotten.
-                thread.pending.remove(flag);
+                thread.set_flags(flag, false);
                 handler != 0
             });
         let Some((_, code, handler)) = taken else {
@@ -425,18 +510,15 @@ impl Kernel {
         partner: Option<Id<Thread>>,
         sender: bool,
     ) {
-        self.threads[id].exported[side as usize] = false;
         let Some(partner) = partner.filter(|&p| self.threads.get(p).is_some() && p != id) else {
             self.disconnect(id, side);
-            let thread = &mut self.threads[id];
-            thread.connections[side as usize] = None;
-            thread.joined[side as usize] = false;
+            self.threads[id].ends[side as usize] = End::New;
             return;
         };
-        let theirs = self.threads[partner].connections[side.other() as usize];
+        let theirs = self.threads[partner].connection(side.other());
         let free = match theirs {
             Some(c) => c.partner == id || self.threads.get(c.partner).is_none(),
-            None => !self.threads[partner].joined[side.other() as usize],
+            None => self.threads[partner].ends[side.other() as usize] == End::New,
         };
         if self.threads[id]
             .connection(side)
@@ -445,20 +527,30 @@ impl Kernel {
             self.disconnect(id, side);
         }
         let thread = &mut self.threads[id];
-        thread.connections[side as usize] = free.then_some(Connection { partner, sender });
-        thread.joined[side as usize] = free;
+        if free {
+            thread.set_connection(side, Connection { partner, sender });
+            thread.ends[side as usize] = End::Joined;
+        } else {
+            thread.take_connection(side);
+            thread.ends[side as usize] = End::New;
+        }
         if let Some(connection) = theirs.filter(|_| free && !mutant!(partner_not_imported)) {
-            self.threads[partner].connections[side.other() as usize] = Some(Connection {
-                partner: id,
-                ..connection
-            });
+            let partner = &mut self.threads[partner];
+            partner.set_connection(
+                side.other(),
+                Connection {
+                    partner: id,
+                    ..connection
+                },
+            );
         }
     }
 
     /// Unmakes a stopped thread.
     pub fn destroy_thread(&mut self, id: Id<Thread>) {
         for side in [Side::Client, Side::Server] {
-            if !self.threads[id].exported[side as usize] || mutant!(connection_broken) {
+            let exported = self.threads[id].ends[side as usize] == End::Exported;
+            if !exported || mutant!(connection_broken) {
                 self.disconnect(id, side);
             }
         }

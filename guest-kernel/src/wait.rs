@@ -126,7 +126,7 @@ impl Kernel {
         let off = scheduler().take_out(thread.entity);
         match thread.run {
             Run::Waiting(wait) => {
-                if !(mutant!(waiter_left) && matches!(wait, Wait::Mutex(_))) {
+                if !(mutant!(waiter_left) && matches!(wait, Wait::Port(_))) {
                     self.unqueue(id, wait);
                 }
                 self.threads[id].run = Run::Stopped;
@@ -175,7 +175,7 @@ impl Kernel {
     /// A thread that was asked to stop has done so, or is gone.
     pub fn stopped(&mut self, id: Id<Thread>) {
         self.threads[id].stop_requested = false;
-        while let Some(stopper) = self.threads[id].stoppers.first() {
+        while let Some(stopper) = self.threads[id].stoppers.first(&self.threads) {
             self.wake(stopper);
         }
     }

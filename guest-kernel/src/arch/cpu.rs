@@ -20,9 +20,10 @@ pub use in_user::InUser;
 
 /// User registers as a trap leaves them: pushed by the entry stub (the first fifteen), the stub or
 /// the CPU (vector, error code), and the CPU. It is the start of the thread, so a trap from user
-/// mode writes the thread's state straight to its place in both execution models.
+/// mode writes the thread's state straight to its place in both execution models. The CPU wants its end to be
+/// aligned to 16 bytes (SDM vol. 3, 6.14.2).
 #[derive(Clone, Copy, Default)]
-#[repr(C, align(16))]
+#[repr(C)]
 #[allow(missing_docs, reason = "the fields are the registers of that name")]
 pub struct Frame {
     pub r15: u64,

@@ -2,9 +2,8 @@
 
 use fluke_abi::state::FPU_BYTES;
 
-/// An `fxsave64` image.
+/// An `fxsave64` image. Where it is used it is aligned to 16 bytes.
 #[derive(Clone, Copy)]
-#[repr(C, align(16))]
 pub struct Fpu([u8; FPU_BYTES]);
 
 /// Offset of MXCSR in the image (SDM vol. 1, table 10-2).
@@ -44,7 +43,7 @@ impl Fpu {
     /// Stores the CPU's registers.
     #[inline]
     pub fn save(&mut self) {
-        // SAFETY: the image is 512 bytes, aligned to 16.
+        // SAFETY: the image is 512 bytes, aligned to 16, or it would fault.
         unsafe {
             core::arch::asm!("fxsave64 [{}]", in(reg) &raw mut self.0, options(nostack, preserves_flags));
         };
@@ -66,7 +65,10 @@ mod tests {
 
     #[test]
     fn an_imported_image_keeps_no_reserved_mxcsr_bit() {
-        let mut fpu = Fpu::INITIAL;
+        #[repr(align(16))]
+        struct Aligned(Fpu);
+        let mut aligned = Aligned(Fpu::INITIAL);
+        let fpu = &mut aligned.0;
         fpu.import(&[0xff; FPU_BYTES]);
         assert_eq!(fpu.image()[MXCSR..MXCSR + 4], [0xbf, 0xff, 0, 0]);
         fpu.restore();

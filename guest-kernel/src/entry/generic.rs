@@ -1,7 +1,7 @@
 //! What most object types have in common: create, move, reference (fluke-api 2).
 
 use fluke_abi::code::{Insanity, Status};
-use fluke_abi::object::OBJECT_SIZE;
+use fluke_abi::object::{OBJECT_SIZE, Type};
 use fluke_abi::state::Prot;
 
 use crate::arena::Id;
@@ -9,7 +9,7 @@ use crate::call::{Call, Done, Stop, Typed};
 use crate::ipc::{Port, Pset};
 use crate::kernel::Kernel;
 use crate::mm::{Mapping, Region, Space};
-use crate::object::{Link, Name, Object};
+use crate::object::{Link, Object};
 use crate::reference::Ref;
 use crate::sync::{Cond, Mutex};
 use crate::thread::Thread;
@@ -21,8 +21,8 @@ fn free_memory(call: &mut Call, n: usize) -> Result<u64, Stop> {
         return Err(Insanity::NotAligned.into());
     }
     let physical = call.translate(handle, Prot::WRITE)?;
-    match call.kernel().find_object(physical) {
-        Name::NONE => Ok(physical),
+    match call.kernel().type_at(physical) {
+        Type::Null => Ok(physical),
         _ => Err(Insanity::ObjectExists.into()),
     }
 }

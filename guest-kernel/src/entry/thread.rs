@@ -8,10 +8,11 @@ use super::pick;
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop};
 use crate::ipc::Port;
+use crate::kernel::Kernel;
 use crate::lock::{self, scheduler};
 use crate::mutant::mutant;
 use crate::object::{Link, Object};
-use crate::thread::{Side, Thread, Wait, user_address, user_flags};
+use crate::thread::{End, Side, Thread, Wait, user_address, user_flags};
 
 /// Trivial.
 pub fn thread_self(call: &mut Call) -> Done {
@@ -42,7 +43,7 @@ pub fn thread_move(call: &mut Call) -> Done {
     let id = call.other_thread(0)?;
     stop(call, id)?;
     rehome(call, id)?;
-    call.kernel().threads[id].halted = true;
+    call.kernel().threads[id].set_flags(ThreadFlags::STOPPED, true);
     Ok(())
 }
 
@@ -60,7 +61,8 @@ pub fn thread_interrupt(call: &mut Call) -> Done {
 /// Trivial.
 pub fn thread_disable_exceptions(call: &mut Call) -> Done {
     call.check_self()?;
-    call.thread().exceptions_enabled = false;
+    let thread = call.thread();
+    thread.set_flags(ThreadFlags::EXCEPTION_ENABLE, false);
     call.complete(0)
 }
 
@@ -94,8 +96,8 @@ pub fn thread_return_from_exception(call: &mut Call) -> Done {
 fn enable_exceptions(call: &mut Call) {
     let entity = call.entity;
     let thread = call.thread();
-    thread.exceptions_enabled = true;
-    if !thread.pending.is_empty() && !mutant!(attention_not_called) {
+    thread.set_flags(ThreadFlags::EXCEPTION_ENABLE, true);
+    if thread.flags().intersects(PENDING) && !mutant!(attention_not_called) {
         scheduler().call_attention(entity);
     }
 }
@@ -136,6 +138,11 @@ pub fn thread_set_handlers(call: &mut Call) -> Done {
     call.complete(0)
 }
 
+/// Exceptions held back.
+const PENDING: ThreadFlags = ThreadFlags::INTERRUPT_PENDING
+    .union(ThreadFlags::CLIENT_ALERT_PENDING)
+    .union(ThreadFlags::SERVER_ALERT_PENDING);
+
 fn check_handlers(handlers: &Handlers) -> Result<(), Stop> {
     let Handlers {
         trap,
@@ -173,24 +180,12 @@ pub fn thread_set_saved_state(call: &mut Call) -> Done {
     call.complete(0)
 }
 
-fn sender_flag(side: Side) -> ThreadFlags {
-    match side {
-        Side::Client => ThreadFlags::CLIENT_SENDER,
-        Side::Server => ThreadFlags::SERVER_SENDER,
-    }
-}
-
 /// Reads the connection in the role `side`. Commit point: setting the link.
 fn get_partner(call: &mut Call, side: Side) -> Done {
     call.check_self()?;
     let reference = call.reference(1)?;
     let flags_at = call.argument(2);
-    let sender = call.thread().connection(side).is_some_and(|c| c.sender);
-    let flags = if sender {
-        sender_flag(side)
-    } else {
-        ThreadFlags::empty()
-    };
+    let flags = call.thread().flags() & side.sender();
     if flags_at != 0 {
         call.write(flags_at, &flags.bits())?;
     }
@@ -204,7 +199,7 @@ fn get_partner(call: &mut Call, side: Side) -> Done {
 fn set_partner(call: &mut Call, side: Side) -> Done {
     call.check_self()?;
     let partner = call.link(1, Insanity::NotThreadRef, pick::thread)?;
-    let sender = ThreadFlags::from_bits_truncate(call.argument(2)).contains(sender_flag(side));
+    let sender = ThreadFlags::from_bits_truncate(call.argument(2)).contains(side.sender());
     let id = call.id;
     if let Some(partner) = partner {
         call.kernel().set_partner(id, side, partner, sender);
@@ -243,8 +238,9 @@ pub fn thread_get_state(call: &mut Call) -> Done {
     let [task_ref, scheduler_ref, waiting_ref] =
         [call.reference(2)?, call.reference(3)?, call.reference(4)?];
     let [client_ref, server_ref] = [call.reference(5)?, call.reference(6)?];
-    let waiting_for = match call.kernel().threads[id].wait() {
-        Some(wait) => wait_link(wait),
+    let kernel = call.kernel();
+    let waiting_for = match kernel.threads[id].wait() {
+        Some(wait) => wait_link(kernel, wait),
         None => None,
     };
     stop(call, id)?;
@@ -261,10 +257,16 @@ pub fn thread_get_state(call: &mut Call) -> Done {
         call.write(state_at, &state)?;
     }
     let thread = &mut call.kernel().threads[id];
-    thread.halted = true;
+    thread.set_flags(ThreadFlags::STOPPED, true);
     // Whoever holds a link to the partner can make the thread again; see `Kernel::destroy_thread`.
-    thread.exported[Side::Server as usize] |= client_ref.is_some() && client != Link::Null;
-    thread.exported[Side::Client as usize] |= server_ref.is_some() && server != Link::Null;
+    for (side, reference, partner) in [
+        (Side::Server, client_ref, client),
+        (Side::Client, server_ref, server),
+    ] {
+        if reference.is_some() && partner != Link::Null {
+            thread.ends[side as usize] = End::Exported;
+        }
+    }
     call.set_link(task_ref, task);
     call.set_link(scheduler_ref, scheduler);
     call.set_link(waiting_ref, waiting_for);
@@ -274,11 +276,12 @@ pub fn thread_get_state(call: &mut Call) -> Done {
 }
 
 /// The object that a wait is for, as far as there is one.
-fn wait_link(wait: Wait) -> Option<Link> {
+fn wait_link(kernel: &Kernel, wait: Wait) -> Option<Link> {
     match wait {
         Wait::Mutex(id) => Some(Link::Mutex(id)),
         Wait::Cond(id) => Some(Link::Cond(id)),
-        Wait::Port(id) | Wait::Schedule { port: id, .. } => Some(Link::Port(id)),
+        Wait::Port(id) => Some(Link::Port(id)),
+        Wait::Schedule { port, .. } => Some(Link::Port(kernel.ports.name_at(port))),
         Wait::Pset(id) => Some(Link::Pset(id)),
         Wait::Reply(id) | Wait::Stop(id) => Some(Link::Thread(id)),
         Wait::Send(_)
@@ -316,15 +319,12 @@ fn export(thread: &mut Thread, state: &mut ThreadState) {
     if mutant!(register_not_exported) {
         state.registers.rbx = 0;
     }
-    let mut flags = thread.pending;
+    let mut flags = thread.flags();
     if mutant!(pending_not_exported) {
-        flags = ThreadFlags::empty();
+        flags -= PENDING;
     }
-    flags.set(ThreadFlags::STOPPED, thread.halted);
-    flags.set(ThreadFlags::EXCEPTION_ENABLE, thread.exceptions_enabled);
-    for side in [Side::Client, Side::Server] {
-        let sender = thread.connection(side).is_some_and(|c| c.sender);
-        flags.set(sender_flag(side), sender && !mutant!(sender_not_exported));
+    if mutant!(sender_not_exported) {
+        flags -= Side::Client.sender() | Side::Server.sender();
     }
     state.flags = flags.bits();
     state.thread_va = thread.thread_va;
@@ -374,13 +374,14 @@ fn import(thread: &mut Thread, state: &ThreadState) {
     frame.rip = registers.rip;
     frame.rflags = user_flags(registers.rflags);
     frame.rsp = registers.rsp;
-    let flags = ThreadFlags::from_bits_truncate(state.flags);
-    thread.exceptions_enabled =
-        flags.contains(ThreadFlags::EXCEPTION_ENABLE) && !mutant!(exceptions_not_imported);
-    thread.pending = flags
-        & (ThreadFlags::INTERRUPT_PENDING
-            | ThreadFlags::CLIENT_ALERT_PENDING
-            | ThreadFlags::SERVER_ALERT_PENDING);
+    let mut flags = ThreadFlags::from_bits_truncate(state.flags);
+    if mutant!(exceptions_not_imported) {
+        flags -= ThreadFlags::EXCEPTION_ENABLE;
+    }
+    // The rest is said by its links, and last.
+    let own = PENDING | ThreadFlags::EXCEPTION_ENABLE;
+    thread.set_flags(own, false);
+    thread.set_flags(own & flags, true);
     thread.thread_va = state.thread_va;
     thread.sched_val = state.sched_val;
     if !mutant!(priority_not_imported) {
@@ -426,15 +427,19 @@ pub fn thread_set_state(call: &mut Call) -> Done {
     }
     for (side, partner) in [(Side::Server, client), (Side::Client, server)] {
         if let Some(partner) = partner {
-            kernel.set_partner(id, side, partner, flags.contains(sender_flag(side)));
+            kernel.set_partner(id, side, partner, flags.contains(side.sender()));
         }
         // The thread is back in use: its connections are its own again.
-        kernel.threads[id].exported[side as usize] = false;
+        let end = &mut kernel.threads[id].ends[side as usize];
+        if *end == End::Exported {
+            *end = End::Joined;
+        }
     }
     call.complete(0)?;
     let kernel = call.kernel();
-    kernel.threads[id].halted = flags.contains(ThreadFlags::STOPPED);
-    if !flags.contains(ThreadFlags::STOPPED) {
+    let stopped = flags.contains(ThreadFlags::STOPPED);
+    kernel.threads[id].set_flags(ThreadFlags::STOPPED, stopped);
+    if !stopped {
         scheduler().call_attention(kernel.threads[id].entity);
         kernel.make_ready(id);
     }
@@ -455,6 +460,7 @@ pub fn thread_schedule(call: &mut Call) -> Done {
     if kernel.wants_time(target).is_none() {
         return call.complete(Status::TimeUnused as u64);
     }
+    let port = port.into();
     call.wait(Wait::Schedule { target, port })
 }
 

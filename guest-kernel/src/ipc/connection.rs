@@ -5,7 +5,7 @@ use fluke_abi::state::ThreadFlags;
 
 use crate::arena::Id;
 use crate::kernel::Kernel;
-use crate::thread::{Connection, Side, Thread, Wait};
+use crate::thread::{Connection, End, Side, Thread, Wait};
 
 impl Kernel {
     /// Joins two threads; old connections in the same roles break. The client is the sender.
@@ -18,9 +18,8 @@ impl Kernel {
         ] {
             let thread = &mut self.threads[id];
             let sender = side == Side::Client;
-            thread.connections[side as usize] = Some(Connection { partner, sender });
-            thread.exported[side as usize] = false;
-            thread.joined[side as usize] = true;
+            thread.set_connection(side, Connection { partner, sender });
+            thread.ends[side as usize] = End::Joined;
         }
     }
 
@@ -28,14 +27,13 @@ impl Kernel {
     /// of it at once, any other with its next operation.
     #[inline]
     pub fn disconnect(&mut self, id: Id<Thread>, side: Side) {
-        if let Some(connection) = self.threads[id].connections[side as usize].take() {
-            self.disconnect_from(id, side, connection);
+        if let Some(partner) = self.threads[id].take_connection(side) {
+            self.disconnect_from(id, side, partner);
         }
     }
 
     #[inline(never)]
-    fn disconnect_from(&mut self, id: Id<Thread>, side: Side, connection: Connection) {
-        let partner = connection.partner;
+    fn disconnect_from(&mut self, id: Id<Thread>, side: Side, partner: Id<Thread>) {
         let other = side.other();
         let Some(thread) = self.threads.get_mut(partner) else {
             return;
@@ -46,7 +44,7 @@ impl Kernel {
         {
             return;
         }
-        thread.connections[other as usize] = None;
+        thread.take_connection(other);
         let status = match thread.wait() {
             Some(Wait::Send(s)) if s == other => Status::SendDisconnected,
             Some(Wait::Receive(s)) if s == other => Status::RecvDisconnected,
@@ -75,10 +73,7 @@ impl Kernel {
     /// Turns a connection over: `id`, in the role `side`, becomes the sender, its partner the
     /// receiver.
     pub fn turn_over(&mut self, id: Id<Thread>, side: Side, partner: Id<Thread>) {
-        for (thread, side, sender) in [(id, side, true), (partner, side.other(), false)] {
-            if let Some(connection) = &mut self.threads[thread].connections[side as usize] {
-                connection.sender = sender;
-            }
-        }
+        self.threads[id].set_flags(side.sender(), true);
+        self.threads[partner].set_flags(side.other().sender(), false);
     }
 }

@@ -15,13 +15,13 @@ use fluke_abi::ipc::{Flavour, WORD_SIZE};
 use super::transfer::{Cursor, Outcome, Trouble, piece};
 use super::{Port, Pset};
 use crate::arena::Id;
-use crate::call::{Call, Done, Stop, exception};
+use crate::call::{Call, Done, Stop};
 use crate::entry::NUMBERS;
 use crate::kernel::Kernel;
 use crate::mutant::mutant;
 use crate::object::Link;
 use crate::reference::Ref;
-use crate::thread::{Side, Thread, Wait};
+use crate::thread::{Raised, Side, Thread, Wait};
 
 /// One stage of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -480,7 +480,9 @@ fn wait_receive(call: &mut Call) -> Done {
         kernel.receives(id, port, Flavour::Oneway);
         return finish(call, Status::Success);
     }
-    if let Some(message) = kernel.threads[client].exception {
+    let thread = &kernel.threads[client];
+    if let Some(raised) = thread.exception {
+        let message = thread.message(&raised);
         deliver_words(call, client, &message.to_words())?;
         let kernel = call.kernel();
         kernel.wait_instead(client, Wait::Reply(id));
@@ -641,7 +643,7 @@ impl Kernel {
         match stop {
             Stop::Fault => self.take_fault(id),
             Stop::Insanity(insanity) => {
-                self.raise(id, exception(Exception::Insanity, insanity as u64));
+                self.raise(id, Raised::new(Exception::Insanity, insanity as u64));
             }
             Stop::Restart => self.wake(id),
         }

@@ -107,7 +107,9 @@ impl Object for Pset {
 impl Kernel {
     /// The thread that has waited longest for a message of a port's set.
     pub fn waiting_server(&self, port: Id<Port>) -> Option<Id<Thread>> {
-        self.psets[self.ports[port].pset?].servers.first()
+        self.psets[self.ports[port].pset?]
+            .servers
+            .first(&self.threads)
     }
 
     /// A message comes to a port: wakes a thread that serves it, or one that donates its time until
@@ -125,7 +127,7 @@ impl Kernel {
 
     /// A message comes to a port that nobody serves now: wakes a thread that donates its time until then.
     pub fn wake_donor(&mut self, port: Id<Port>) {
-        if let Some(donor) = self.ports[port].donors.first() {
+        if let Some(donor) = self.ports[port].donors.first(&self.threads) {
             self.return_time(donor, Status::Success);
         }
     }
@@ -141,9 +143,9 @@ impl Kernel {
 
     /// The thread whose message has waited longest at the first port that has any.
     pub fn first_client(&mut self, pset: Id<Pset>) -> Option<(Id<Port>, Id<Thread>)> {
-        let mut next = self.psets[pset].ports.first();
+        let mut next = self.psets[pset].ports.first(&self.ports);
         while let Some(port) = next {
-            if let Some(client) = self.ports[port].clients.first() {
+            if let Some(client) = self.ports[port].clients.first(&self.threads) {
                 return Some((port, client));
             }
             next = self.psets[pset].ports.after(&mut self.ports, port);
@@ -169,18 +171,18 @@ impl Kernel {
     /// scheduled through it are the kernel's.
     pub fn destroy_port(&mut self, id: Id<Port>) {
         self.set_pset(id, None);
-        while let Some(client) = self.ports[id].clients.first() {
+        while let Some(client) = self.ports[id].clients.first(&self.threads) {
             self.threads[client].exception = None;
             if self.threads[client].wait() == Some(Wait::Ask(id)) {
                 self.threads[client].scheduler = None;
             }
             self.wake(client);
         }
-        while let Some(thread) = self.ports[id].wanting.first() {
+        while let Some(thread) = self.ports[id].wanting.first(&self.threads) {
             self.threads[thread].scheduler = None;
             self.wake(thread);
         }
-        while let Some(donor) = self.ports[id].donors.first() {
+        while let Some(donor) = self.ports[id].donors.first(&self.threads) {
             self.wake(donor);
         }
         self.detach(id);
@@ -189,10 +191,10 @@ impl Kernel {
 
     /// Unmakes a port set. Threads that wait on it make their calls again, and find no set.
     pub fn destroy_pset(&mut self, id: Id<Pset>) {
-        while let Some(port) = self.psets[id].ports.first() {
+        while let Some(port) = self.psets[id].ports.first(&self.ports) {
             self.set_pset(port, None);
         }
-        while let Some(server) = self.psets[id].servers.first() {
+        while let Some(server) = self.psets[id].servers.first(&self.threads) {
             self.wake(server);
         }
         self.detach(id);

@@ -46,7 +46,7 @@ impl Kernel {
     /// The memory of this thread.
     #[inline]
     pub fn view_of(&self, thread: &Thread) -> View {
-        self.view_in(thread.id, thread.space)
+        self.view_in(thread.id(), thread.space)
     }
 
     /// The memory of a thread in that space.

@@ -2,7 +2,6 @@
 //! derives from a range.
 
 use fluke_abi::code::Exception;
-use fluke_abi::ipc::ExceptionMessage;
 use fluke_abi::layout::{ENTRY_MAX, ENTRY_MIN, PAGE_SIZE, VM_MAX, VM_MIN};
 use fluke_abi::state::Prot;
 
@@ -12,6 +11,7 @@ use crate::arena::Id;
 use crate::ipc::Port;
 use crate::kernel::Kernel;
 use crate::object::Object;
+use crate::thread::Raised;
 
 /// Mappings on the way from an address to physical memory. Deeper ones are as good as absent, so
 /// that no arrangement of regions and mappings can keep the kernel busy.
@@ -73,14 +73,13 @@ impl Fault {
     }
 
     /// What the keeper is told.
-    pub fn message(&self) -> ExceptionMessage {
-        ExceptionMessage {
-            code: self.code as u64,
+    pub const fn raised(&self) -> Raised {
+        Raised {
             subcode: self.address,
-            access: self.access.bits(),
             region_offset: self.region_offset,
             region_hash: self.region_hash,
-            ..ExceptionMessage::default()
+            code: self.code,
+            access: self.access.bits() as u8,
         }
     }
 }
@@ -229,7 +228,7 @@ impl Kernel {
         if page_table::unmap(self.spaces[space].page_table, start, end) {
             self.shoot_down(space);
         }
-        let mut next = self.spaces[space].regions.first();
+        let mut next = self.spaces[space].regions.first(&self.regions);
         while let Some(id) = next {
             let region = &self.regions[id];
             let (from, to) = (start.max(region.start), end.min(region.start + region.size));
@@ -253,7 +252,7 @@ impl Kernel {
         if depth == 0 || *left == 0 {
             return;
         }
-        let mut next = self.regions[region].mappings.first();
+        let mut next = self.regions[region].mappings.first(&self.mappings);
         while let Some(id) = next {
             let mapping = &self.mappings[id];
             if let (Source::Region(_, offset), Some(space)) = (mapping.source, mapping.space) {

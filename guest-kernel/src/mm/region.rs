@@ -81,7 +81,7 @@ impl Kernel {
     /// Unmakes a region. Mappings of it stay, without a source.
     pub fn destroy_region(&mut self, id: Id<Region>) {
         self.set_region_space(id, None);
-        while let Some(mapping) = self.regions[id].mappings.pop(&mut self.mappings) {
+        while let Some((mapping, _)) = self.regions[id].mappings.pop(&mut self.mappings) {
             self.mappings[mapping].source = Source::None;
         }
         self.detach(id);

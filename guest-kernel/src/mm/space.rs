@@ -84,7 +84,7 @@ impl Kernel {
 
     /// Unmakes a space: what it imports and exports vanishes, its threads have nowhere to run.
     pub fn destroy_space(&mut self, id: Id<Space>) {
-        while let Some(region) = self.spaces[id].regions.first() {
+        while let Some(region) = self.spaces[id].regions.first(&self.regions) {
             self.set_region_space(region, None);
         }
         while let Some(mapping) = self.spaces[id].mappings.any() {

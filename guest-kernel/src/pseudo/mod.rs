@@ -23,7 +23,7 @@ use fluke_abi::boot::BootInfo;
 use fluke_abi::code::Insanity;
 use fluke_abi::driver::{Driver, MESSAGE_WORDS};
 use fluke_abi::entry::Entry;
-use fluke_abi::ipc::{CallWord, ExceptionMessage, Flavour};
+use fluke_abi::ipc::{CallWord, Flavour};
 use fluke_abi::layout::{GATE, KERNEL_IMAGE, ROOT_OBJECTS};
 use fluke_abi::object;
 use fluke_abi::state::{PRIORITY_MAX, Prot};
@@ -36,7 +36,7 @@ use crate::lock::scheduler;
 use crate::mm::Space;
 use crate::object::Link;
 use crate::reference::Ref;
-use crate::thread::Thread;
+use crate::thread::{Raised, Thread};
 
 /// All drivers.
 static DRIVERS: [Pseudo; 2] = [
@@ -127,12 +127,12 @@ impl Kernel {
     }
 
     /// Nobody keeps the kernel's own space: what is wrong there is wrong with the kernel.
-    pub fn check_own(&self, id: Id<Thread>, message: &ExceptionMessage) {
+    pub fn check_own(&self, id: Id<Thread>, raised: &Raised) {
         assert!(
             !self.is_own(id),
             "a driver raised exception {} ({:#x}) at rip {:#x}",
-            message.code,
-            message.subcode,
+            raised.code as u64,
+            raised.subcode,
             self.threads[id].frame.rip
         );
     }

@@ -104,12 +104,9 @@ pub fn cpus(kernel: &Kernel<'_>, machine: &Machine<'_>) -> Result<Vec<Cpu>> {
         let running = kernel.follow(state.field("current")?)?;
         let (mut thread, mut space) = (None, None);
         if let Some(entity) = running {
-            let (name, value) = kernel.find(entity.value.field("thread")?)?;
-            thread = Some(name);
-            space = match value {
-                Some(value) => kernel.name_in(value.field("space")?)?,
-                None => None,
-            };
+            let runs = kernel.thread_of(entity.value)?;
+            space = kernel.name_in(runs.value.field("space")?)?;
+            thread = Some(runs.name);
         }
         let hardware = state.field("hardware")?.option()?;
         let in_user = match hardware {

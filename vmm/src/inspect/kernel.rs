@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use fluke_abi::object::OBJECT_SIZE;
 use serde::Serialize;
 
 use super::types::{Kind, short};
@@ -221,26 +222,54 @@ impl<'g> Kernel<'g> {
         Ok(Object { name, value })
     }
 
-    /// The name that an `Id` says, and the object, if it is alive.
+    /// The name that an `Id` or a `Position` says, and the object, if it is alive.
     ///
     /// # Errors
-    /// If it is no `Id`, or cannot be read.
+    /// If it is neither, or cannot be read.
     pub fn find(&self, id: Value<'g>) -> Result<(Name, Option<Value<'g>>)> {
         let ty = id.ty()?;
         let ty = short(&ty.name);
-        let kind = parameter(&ty, "Id");
-        let kind = kind.ok_or_else(|| Error::Image(format!("has a `{ty}` that is no `Id`")))?;
+        let (kind, index, generation) = if let Some(kind) = parameter(&ty, "Id") {
+            let bits = id.field("bits")?.int()?;
+            (kind, bits & u64::from(u32::MAX), Some(bits >> 32))
+        } else if let Some(kind) = parameter(&ty, "Position") {
+            let inverted = id.field("inverted")?.int()?;
+            (kind, !inverted & u64::from(u32::MAX), None)
+        } else {
+            return Err(Error::Image(format!("has a `{ty}` that names no object")));
+        };
         let kind = kind.to_lowercase();
-        let bits = id.field("bits")?.int()?;
-        let (index, generation) = (bits & u64::from(u32::MAX), bits >> 32);
         let found = self.arena(&kind)?.at(index)?;
-        let value = found.and_then(|(now, value)| (now == generation).then_some(value));
+        let same = |now| generation.is_none_or(|then| then == now);
+        let value = found.and_then(|(now, value)| same(now).then_some(value));
         let name = Name {
             alive: value.is_some(),
             kind,
             index,
         };
         Ok((name, value))
+    }
+
+    /// The thread of which the scheduler knows that, and what the kernel knows of it.
+    ///
+    /// # Errors
+    /// If the image has other arenas, or the thread is in none.
+    pub fn thread_of(&self, entity: Value<'g>) -> Result<Object<'g>> {
+        let place = entity.field("place")?.deref()?.address;
+        let arena = self.arena("thread")?;
+        let first = arena.first.field("value")?.address;
+        let index = place.wrapping_sub(first) / arena.stride()?.max(1);
+        match arena.at(index)? {
+            Some((_, value)) if value.address == place => Ok(Object {
+                name: Name {
+                    kind: "thread".into(),
+                    index,
+                    alive: true,
+                },
+                value,
+            }),
+            _ => Err(Error::Corrupt(format!("no thread is at {place:#x}"))),
+        }
     }
 
     /// The name that an `Id` says; that of the thread if it is what the scheduler knows of one.
@@ -250,7 +279,7 @@ impl<'g> Kernel<'g> {
     pub fn name(&self, id: Value<'g>) -> Result<Name> {
         let (name, value) = self.find(id)?;
         match value {
-            Some(value) if name.kind == "entity" => Ok(self.find(value.field("thread")?)?.0),
+            Some(value) if name.kind == "entity" => Ok(self.thread_of(value)?.name),
             _ => Ok(name),
         }
     }
@@ -330,7 +359,7 @@ impl<'g> Kernel<'g> {
         let mut members = Members::default();
         for member in self.queue(queue)? {
             let name = member.and_then(|member| match member.name.kind.as_str() {
-                "entity" => Ok(self.find(member.value.field("thread")?)?.0),
+                "entity" => Ok(self.thread_of(member.value)?.name),
                 _ => Ok(member.name),
             });
             match name {
@@ -340,6 +369,15 @@ impl<'g> Kernel<'g> {
         }
         Ok(members)
     }
+}
+
+/// Physical address of the memory that names an object, by its header; 0 if there is none.
+///
+/// # Errors
+/// If it is no header.
+pub fn memory_of(header: Value<'_>) -> Result<u64> {
+    // The low bits are its type.
+    Ok(header.field("memory")?.int()? & !(OBJECT_SIZE - 1))
 }
 
 /// The parameter of a type such as `Arena<Thread>`.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use fluke_abi::layout::PAGE_SIZE;
 use serde::Serialize;
 
-use super::kernel::{Kernel, Members, Name, Object};
+use super::kernel::{Kernel, Members, Name, Object, memory_of};
 use super::table::{Line, Listing, Row, hex, hex_or_dash, notes, or_dash};
 use super::{Error, Report, Result};
 
@@ -25,7 +25,7 @@ impl Header {
         Ok(Self {
             name: object.name.clone(),
             hash: header.field("hash")?.int()?,
-            memory: header.field("memory")?.int()?,
+            memory: memory_of(header)?,
         })
     }
 

@@ -66,12 +66,12 @@ pub fn view(kernel: &Kernel<'_>) -> Result<Report> {
     }
     for sleeper in kernel.queue(kernel.scheduler.field("sleepers")?)? {
         let described = sleeper.and_then(|entity| {
-            let (state, time) = entity.value.field("state")?.variant()?;
-            let thread = kernel.find(entity.value.field("thread")?)?.0;
+            let (state, _) = entity.value.field("state")?.variant()?;
+            let thread = kernel.thread_of(entity.value)?.name;
             match state.as_str() {
                 "Asleep" => Ok(Sleeper {
                     thread,
-                    deadline: time.field("__0")?.int()?,
+                    deadline: entity.value.field("deadline")?.int()?,
                 }),
                 other => Err(Error::Corrupt(format!(
                     "{thread} is among the sleepers, and is {}",

@@ -7,7 +7,7 @@ use fluke_abi::layout::PAGE_SIZE;
 use fluke_abi::state::Prot;
 use serde::Serialize;
 
-use super::kernel::{Kernel, Members, Name, Object};
+use super::kernel::{Kernel, Members, Name, Object, memory_of};
 use super::table::{Line, Listing, Row, hex, line, notes, or_dash, report};
 use super::value::{Guest, Value};
 use super::{Error, Report, Result};
@@ -117,7 +117,7 @@ fn region(kernel: &Kernel<'_>, object: &Object<'_>) -> Result<Region> {
     Ok(Region {
         name: object.name.clone(),
         hash: value.field("header")?.field("hash")?.int()?,
-        memory: value.field("header")?.field("memory")?.int()?,
+        memory: memory_of(value.field("header")?)?,
         start: value.field("start")?.int()?,
         size: value.field("size")?.int()?,
         prot: prot(value.field("prot")?)?,
@@ -362,7 +362,7 @@ fn space(hierarchy: &Hierarchy<'_, '_>, object: &Object<'_>) -> Result<Space> {
     let threads = hierarchy.threads.get(&object.name.index);
     Ok(Space {
         hash: value.field("header")?.field("hash")?.int()?,
-        memory: value.field("header")?.field("memory")?.int()?,
+        memory: memory_of(value.field("header")?)?,
         root: root.as_ref() == Some(&object.name),
         own: kernel.name(kernel.kernel.field("own_space")?)? == object.name,
         page_table,

@@ -7,10 +7,11 @@ use fluke_abi::code::{Exception, Status};
 use fluke_abi::entry::{Convention, Entry};
 use fluke_abi::ipc::CallWord;
 use fluke_abi::layout::{GATE, GATE_DONE};
+use fluke_abi::state::ThreadFlags;
 use serde::Serialize;
 
 use super::cpus::{Cpu, cpus};
-use super::kernel::{Kernel, Name, Object};
+use super::kernel::{Kernel, Name, Object, memory_of};
 use super::table::{Listing, Pairs, Row, hex, notes, or_dash, report};
 use super::value::Value;
 use super::{Machine, Report, Result};
@@ -213,7 +214,7 @@ fn describe(kernel: &Kernel<'_>, cpus: &[Cpu], object: &Object<'_>) -> Result<Th
     Ok(Thread {
         name: object.name.clone(),
         hash: header.field("hash")?.int()?,
-        memory: header.field("memory")?.int()?,
+        memory: memory_of(header)?,
         address: number("thread_va")?,
         space: link("space")?,
         priority: number("priority")?,
@@ -239,11 +240,11 @@ fn state(kernel: &Kernel<'_>, thread: Value<'_>) -> Result<State> {
         state.wait = Some(wait(kernel, thread, content.field("__0")?)?);
     }
     if let (_, Some(entity)) = kernel.find(thread.field("entity")?)? {
-        let (name, place) = entity.field("state")?.variant()?;
+        let (name, _) = entity.field("state")?.variant()?;
         state.scheduled = name.to_lowercase();
         match name.as_str() {
-            "Ready" | "Running" => state.cpu = Some(place.field("__0")?.int()?),
-            "Asleep" => state.deadline = Some(place.field("__0")?.int()?),
+            "Ready" | "Running" => state.cpu = Some(entity.field("cpu")?.int()?),
+            "Asleep" => state.deadline = Some(entity.field("deadline")?.int()?),
             _ => {}
         }
     }
@@ -256,14 +257,12 @@ fn wait(kernel: &Kernel<'_>, thread: Value<'_>, wait: Value<'_>) -> Result<Wait>
     let mut objects = Vec::new();
     for (_, field) in content.fields()? {
         let name = super::types::short(&field.ty()?.name);
-        if name.starts_with("Id<") {
+        if name.starts_with("Id<") || name.starts_with("Position<") {
             objects.push(kernel.name(field)?);
         } else if name == "Side" {
             // The partner in that role.
-            let (first, _) = thread.field("connections")?.elements()?;
-            if let Some(connection) = first.nth(field.int()?)?.option()? {
-                objects.push(kernel.name(connection.field("partner")?)?);
-            }
+            let (first, _) = thread.field("partners")?.elements()?;
+            objects.extend(kernel.name_in(first.nth(field.int()?)?)?);
         }
     }
     let nobody = || "a partner that is gone".to_string();
@@ -309,14 +308,20 @@ fn exception(code: u64) -> String {
 }
 
 fn connections(kernel: &Kernel<'_>, thread: Value<'_>) -> Result<Vec<Connection>> {
-    let (first, count) = thread.field("connections")?.elements()?;
+    let (first, count) = thread.field("partners")?.elements()?;
+    let flags = ThreadFlags::from_bits_retain(thread.field("flags")?.int()?);
     let mut connections = Vec::new();
     for side in 0..count {
-        if let Some(connection) = first.nth(side)?.option()? {
+        if let Some(partner) = kernel.name_in(first.nth(side)?)? {
+            let role = kernel.side(side)?;
+            let sender = match role.as_str() {
+                "client" => ThreadFlags::CLIENT_SENDER,
+                _ => ThreadFlags::SERVER_SENDER,
+            };
             connections.push(Connection {
-                role: kernel.side(side)?,
-                partner: kernel.name(connection.field("partner")?)?,
-                sender: connection.field("sender")?.bool()?,
+                role,
+                partner,
+                sender: flags.contains(sender),
             });
         }
     }

@@ -351,11 +351,12 @@ impl<'g> Value<'g> {
             }
             Kind::Struct(_) => {
                 let name = short(ty.name.split('<').next().unwrap_or_default());
-                match value.field("bits") {
-                    Ok(bits) if name == "Id" => {
+                match (name.as_str(), value.field("bits"), value.field("inverted")) {
+                    ("Id", Ok(bits), _) => {
                         let bits = bits.int()?;
                         write!(f, "#{}.{}", bits as u32, bits >> 32)
                     }
+                    ("Position", _, Ok(inverted)) => write!(f, "#{}", !inverted.int()? as u32),
                     _ => f.write_str(&name).and(value.show_fields(f, depth)?),
                 }
             }

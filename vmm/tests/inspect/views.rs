@@ -366,11 +366,7 @@ fn a_thread_is_seen_in_its_call_and_in_its_code() {
             "{}",
             one.text
         );
-        assert!(
-            one.text.contains("exceptions_enabled: false"),
-            "{}",
-            one.text
-        );
+        assert!(one.text.contains("stop_requested: false"), "{}", one.text);
         let code = vm.inspect(&View::Code { at: Place::Cpu(0) }).unwrap();
         assert!(code.text.contains("jmp"), "{}", code.text);
         let missing = vm.inspect(&View::Thread { id: 99 }).unwrap_err();
