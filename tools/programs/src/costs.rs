@@ -5,7 +5,8 @@
 //! | --- | --- |
 //! | `null` | an entry point that does nothing |
 //! | `mutex` | taking and letting go of a mutex that nobody else wants |
-//! | `rpc` | an idempotent request of two words to another space, and the answer |
+//! | `nullrpc` | an idempotent request of the least size, two words, to another space, and an empty answer |
+//! | `rpc` | the same, and an answer of two words |
 //! | `fault` | touching memory that is there, but in no page table |
 
 use fluke_abi::code::Status;
@@ -37,26 +38,36 @@ fn mutex() -> Result<(), Status> {
     Ok(())
 }
 
-/// The server is this program, the client another copy of it.
+fn null_rpc() -> Result<(), Status> {
+    serve(b"costs\0client\0", 0)
+}
+
 fn rpc() -> Result<(), Status> {
+    serve(b"costs\0client\0words\0", 2)
+}
+
+/// The server is this program, the client another copy of it.
+fn serve(client: &[u8], words: usize) -> Result<(), Status> {
     let pset = Pset::alloc()?;
     let port = Ref::to(Port::in_set(pset, 0)?)?;
-    let spec = Spec::own_program(b"costs\0client\0", port)?;
+    let spec = Spec::own_program(client, port)?;
     let child = Child::new(&spec).map_err(|_| Status::NoMemory)?;
     let mut buffer = [0; 2];
     let mut server = Server::new(pset, &mut buffer, &[]);
     child.start();
     loop {
-        server.reply_and_wait(&[0; 2]);
+        server.reply_and_wait(&[0; 2][..words]);
         if matches!(*server.words(), [EXIT, _]) {
             return Ok(());
         }
     }
 }
 
-fn client() -> Result<(), Status> {
+fn client(words: usize) -> Result<(), Status> {
     for _ in 0..TIMES {
-        rpc::call(&startup::startup().parent, &[0; 2], &mut [0; 2])?;
+        let mut answer = [0; 2];
+        let (request, answer) = (&[0; 2][..words], &mut answer[..words]);
+        rpc::call(&startup::startup().parent, request, answer)?;
     }
     Ok(())
 }
@@ -85,21 +96,24 @@ fn fault() -> Result<(), Status> {
 type Case = (&'static str, fn() -> Result<(), Status>);
 
 /// What there is.
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     ("null", null),
     ("mutex", mutex),
+    ("nullrpc", null_rpc),
     ("rpc", rpc),
     ("fault", fault),
 ];
 
 /// The program.
 pub fn main() -> u64 {
-    if startup::args().nth(1) == Some("client") {
-        return client().map_or(crate::FAILED, |()| 0);
+    let mut args = startup::args().skip(1);
+    if args.next() == Some("client") {
+        let words = if args.next() == Some("words") { 2 } else { 0 };
+        return client(words).map_or(crate::FAILED, |()| 0);
     }
     let chosen = || startup::args().skip(1);
     if chosen().any(|name| CASES.iter().all(|(case, _)| *case != name)) {
-        println!("costs: usage: costs [null | mutex | rpc | fault]...");
+        println!("costs: usage: costs [null | mutex | nullrpc | rpc | fault]...");
         return crate::USAGE;
     }
     let all = chosen().next().is_none();
