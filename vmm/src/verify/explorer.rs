@@ -68,6 +68,8 @@ pub struct Explorer {
     pub(super) ready: Snapshot,
     /// The snapshot to step on from, its point, and the pages in which it may differ from `ready`.
     pub(super) base: (Snapshot, u64, BTreeSet<u64>),
+    /// The machine has been stepped on from the point that it was put to.
+    left: bool,
     /// States of the machine from which it was played on, with the divergence that came of it.
     played: HashMap<u128, Option<usize>>,
     undisturbed: Outcome,
@@ -155,6 +157,7 @@ impl Explorer {
             vm,
             marks,
             base: (ready.clone(), 0, BTreeSet::new()),
+            left: false,
             ready,
             played: HashMap::new(),
         };
@@ -231,6 +234,8 @@ impl Explorer {
                 self.disturb_elsewhere(point, &mut findings)?;
             } else if !plan.play_all && next == Some(&(point + 1)) && self.is_as_next()? {
                 waiting += 1;
+            } else if self.left && !self.go(point)? {
+                findings.missed += 1 + std::mem::take(&mut waiting);
             } else {
                 let divergence = self.disturb(point, plan.play_all, &mut findings)?;
                 findings.run += waiting;
@@ -294,6 +299,7 @@ impl Explorer {
     /// Puts the machine to a point, not before the last one; false if it does not come there. A point that is
     /// far is the one to step on from.
     fn go(&mut self, point: u64) -> Result<bool, Error> {
+        self.left = false;
         self.vm.reset(&self.base.0)?;
         let points = point - self.base.1;
         if points == 0 {
@@ -356,6 +362,7 @@ impl Explorer {
         if code.is_none_or(|code| SWAPGS_IRETQ.starts_with(&code)) {
             return Ok(false);
         }
+        self.left = true;
         let next = Point::Marked(self.marks.calls[0], 1);
         let came = matches!(self.vm.run_to(0, next, PATIENCE), Ok(true));
         Ok(came && self.vm.steps(0) == 1 && off(&mut self.vm).is_some())
