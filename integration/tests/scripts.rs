@@ -49,7 +49,11 @@ fn scripts_that_are_none_are_misuse() {
         stderr.starts_with("error: cannot read `/nowhere.rhai`"),
         "{stderr}"
     );
-    let (status, _, stderr) = test(&[scripts.0.path().to_str().unwrap(), "--filter", "z"]);
+    let (status, _, stderr) = test(&[
+        scripts.0.path().to_str().unwrap(),
+        "--filter",
+        "no such name",
+    ]);
     assert_eq!(status, Some(2));
     assert!(
         stderr.starts_with("error: no script of that name"),
