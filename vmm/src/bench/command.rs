@@ -22,7 +22,7 @@ pub struct BenchArgs {
     /// List the tables.
     #[arg(long)]
     list: bool,
-    /// A little of everything, in some three minutes; level partial only if it is asked for.
+    /// A little of everything, in a few minutes; level partial only if it is asked for.
     #[arg(long)]
     quick: bool,
     /// Count instructions and bytes, and time nothing: what a baseline is made of.
