@@ -81,7 +81,7 @@ pub struct Entity {
     stack: model::Stack,
     /// The CPU in whose run queue it is, or on which it runs.
     cpu: u16,
-    /// The CPU it ran on last.
+    /// The CPU on which it last ran user code.
     last_cpu: u16,
     state: State,
     /// The priority at which it runs.
@@ -95,6 +95,13 @@ const _: () = assert!(offset_of!(Entity, fpu) == 0 && Arena::<Entity>::STRIDE.is
 const _: () = assert!(CPUS_MAX <= u16::MAX as u32);
 // What a thread costs beside those registers (OSDI '99, table 7, calls it the TCB), with its places in the arenas.
 const _: () = assert!(Arena::<Thread>::STRIDE + Arena::<Entity>::STRIDE - FPU_BYTES <= 512);
+
+impl Entity {
+    /// Whether registers of its that this CPU has are not stale: it has not run user code elsewhere since.
+    fn has_left_fpu_here(&self) -> bool {
+        self.last_cpu == Cpu::current_number() as u16
+    }
+}
 
 // SAFETY: `place` is the arena's, which has no thread affinity.
 unsafe impl Send for Entity {}
@@ -651,7 +658,7 @@ impl Scheduler {
         let cpu = own(self.cpus);
         let Some(id) = cpu.current.take() else { return };
         let entity = &mut self.entities[id];
-        if cpu.fpu_owner == Some(id) {
+        if cpu.fpu_owner == Some(id) && entity.has_left_fpu_here() {
             entity.fpu.save();
         }
         if entity.state == State::Running {
@@ -735,11 +742,9 @@ impl Scheduler {
             return false;
         }
         let entity = &mut self.entities[id];
-        let number = Cpu::current_number() as u16;
-        // Registers that stayed behind are stale if the thread has since run elsewhere.
-        if !same(cpu.fpu_owner, Some(id)) || entity.last_cpu != number {
+        if !same(cpu.fpu_owner, Some(id)) || !entity.has_left_fpu_here() {
             entity.fpu.restore();
-            entity.last_cpu = number;
+            entity.last_cpu = Cpu::current_number() as u16;
             cpu.fpu_owner = Some(id);
         }
         let table = entity.table;
@@ -907,6 +912,24 @@ mod tests {
         let order: Vec<_> = core::iter::from_fn(|| next(&mut scheduler)).collect();
         assert_eq!(order, [ids[0], ids[2], ids[3]]);
         assert!(!scheduler.take_out(ids[3]), "it is on a CPU");
+    }
+
+    #[test]
+    fn registers_that_stayed_behind_on_a_cpu_are_not_saved() {
+        /// The SSE registers in an image.
+        const XMM: core::ops::Range<usize> = 160..416;
+        let (mut scheduler, [id]) = threads([3]);
+        scheduler.run_now(id);
+        assert!(scheduler.prepare_user(id));
+        scheduler.take_off();
+        // It runs user code elsewhere, has other registers by then, and comes back in the middle of a call.
+        let mut image = *Fpu::INITIAL.image();
+        image[XMM].fill(0x5a);
+        scheduler.entities[id].fpu.import(&image);
+        scheduler.entities[id].last_cpu = 1;
+        scheduler.run_now(id);
+        scheduler.take_off();
+        assert!(scheduler.entities[id].fpu.image()[XMM] == image[XMM]);
     }
 
     #[test]

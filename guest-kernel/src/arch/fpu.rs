@@ -43,7 +43,7 @@ impl Fpu {
     /// Stores the CPU's registers.
     #[inline]
     pub fn save(&mut self) {
-        // SAFETY: the image is 512 bytes, aligned to 16, or it would fault.
+        // SAFETY: the image is 512 bytes, and aligned to 16 where threads keep it: an entity begins with it.
         unsafe {
             core::arch::asm!("fxsave64 [{}]", in(reg) &raw mut self.0, options(nostack, preserves_flags));
         };

@@ -38,6 +38,10 @@ const INTERRUPT_FLAG: u64 = 1 << 9;
 /// Instructions to step before a snapshot is worth while.
 const SNAPSHOT_STEPS: u64 = 64;
 
+/// What a scene without a point does.
+const NO_POINTS: &str = "comes to its end, but this host does not stop at the kernel's instructions in it, so that \
+                         there is nothing to verify; `flukevm doctor` says what the host can do";
+
 /// How a scene ended.
 pub(super) enum End {
     Done(Box<Outcome>),
@@ -163,6 +167,9 @@ impl Explorer {
         };
         // Twice, step by step and, on one vCPU, without: both come to the same end, and one counts.
         explorer.undisturbed = explorer.stepped()?;
+        if explorer.points == 0 {
+            return Err(fails(NO_POINTS.into()));
+        }
         let again = match explorer.cell.vcpus {
             1 => {
                 explorer.vm.reset(&explorer.ready)?;
