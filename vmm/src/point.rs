@@ -6,11 +6,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
+use fluke_abi::boot::Gate;
 use fluke_abi::layout::KERNEL_IMAGE;
 use fluke_abi::port::Event;
 
 use crate::condition::PLACES_MAX;
 use crate::count::{GATE_VECTOR, HLT, SWAPGS_IRETQ, Ways, waits};
+use crate::doctor;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::paging::read_virtual;
@@ -62,6 +64,26 @@ pub enum Point {
     Debugger(Stops),
 }
 
+impl Point {
+    /// Whether on the way there the kernel is changed to stop a vCPU where it is entered: while only this one runs,
+    /// and where no breakpoint stops the kernel. KVM that emulates it has them, and is not asked; asking takes a
+    /// while, once in the life of the process.
+    ///
+    /// # Errors
+    /// If there is no usable KVM.
+    pub fn awaits_by_out(&self) -> Result<bool, Error> {
+        let stepped = matches!(
+            self,
+            Self::Interrupt(_)
+                | Self::ToldCounted
+                | Self::ToldTraced
+                | Self::Slice(_)
+                | Self::Marked(..)
+        );
+        Ok(stepped && doctor::gate()? == Gate::Syscall && !doctor::probe()?.hardware_breakpoints)
+    }
+}
+
 /// A share of the time of a machine whose vCPUs run in turn, as in a test of how they interleave. All
 /// instructions at CPL 0 are executed one by one. It ends after so many of them, after so many of them in a
 /// call, when a program tells of something, and where the CPU would only wait: for an interrupt or for
@@ -92,6 +114,16 @@ impl Slice {
         }
     }
 }
+
+/// A port of no device. With this one, and no other, KVM leaves a vCPU behind the `out` and has nothing more to do
+/// for it (Linux, Documentation/virt/kvm/api.rst, KVM_X86_QUIRK_OUT_7E_INC_RIP).
+const OUT_PORT: u16 = 0x7e;
+
+/// The code of an `out` to it.
+type OutCode = [u8; 2];
+
+/// `out 0x7e, al`.
+const OUT: OutCode = [0xe6, OUT_PORT as u8];
 
 /// `pause`s in a slice of somebody who only waits for another CPU.
 const PAUSES: u64 = 32;
@@ -163,6 +195,10 @@ pub struct Way {
     steps: u32,
     /// Where the kernel is entered and left, if it is stepped through.
     ways: Option<Ways>,
+    /// The host has no breakpoints: the kernel is changed instead.
+    by_out: bool,
+    /// Where it is, and what was there.
+    outs: Vec<(u64, OutCode)>,
     /// Instructions counted.
     pub counted: u64,
     /// Instructions of the kernel's executed one by one.
@@ -190,6 +226,8 @@ impl Way {
             point,
             steps: 0,
             ways: None,
+            by_out: false,
+            outs: Vec::new(),
             counted: 0,
             stepped: 0,
             stepping: false,
@@ -206,6 +244,7 @@ impl Way {
                 way.ways = Some(ways().ok_or_else(|| {
                     Error::Config("the machine runs no kernel that could be stepped through".into())
                 })?);
+                way.by_out = point.awaits_by_out()?;
                 let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
                 way.go_on(fd, memory, regs.rip)?;
                 return Ok(Some(way));
@@ -262,13 +301,51 @@ impl Way {
         // One step leaves a breakpoint.
         let rests =
             matches!(self.point, Point::Interrupt(_)) && rip != ways.trap && rip != ways.syscall;
-        self.stepping = !leaves && !rests;
+        // A step on the CPU is one of its repetitions.
+        let repeated = match self.by_out && !leaves && !rests {
+            true => repeated_bytes(memory, rip),
+            false => 0,
+        };
+        self.stepping = !leaves && !rests && repeated == 0;
         match self.stepping {
             true if stepped => Ok(()),
             true if interruptible => debug(fd, KVM_GUESTDBG_SINGLESTEP, &[]),
             true => debug(fd, SINGLE_STEP, &[]),
+            // An interrupt may come before the last of them.
+            false if repeated > 0 => self.await_out(fd, memory, [ways.trap, rip + repeated]),
+            false if self.by_out => self.await_out(fd, memory, [ways.trap, ways.syscall]),
             false => ways.await_entry(fd),
         }
+    }
+
+    /// Has the vCPU come to either place by an `out` that it finds there.
+    fn await_out(&mut self, fd: &VcpuFd, memory: &Memory, places: [u64; 2]) -> Result<(), Error> {
+        for place in places {
+            let at = place.wrapping_sub(KERNEL_IMAGE);
+            self.outs.push((place, memory.get(at)?));
+            memory.put(at, &OUT)?;
+        }
+        fd.set_guest_debug(&kvm_guest_debug::default())
+            .map_err(Error::kvm("stopping the guest at a point"))
+    }
+
+    /// Whether an `out` to this port is how the vCPU comes to its place.
+    pub fn comes_by(&self, port: u16) -> bool {
+        !self.outs.is_empty() && port == OUT_PORT
+    }
+
+    /// Gives the kernel its own code back, and the vCPU its place before that.
+    fn take_out(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<(), Error> {
+        let mut regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
+        for (place, code) in std::mem::take(&mut self.outs) {
+            memory.put(place.wrapping_sub(KERNEL_IMAGE), &code)?;
+            if regs.rip == place + OUT.len() as u64 {
+                regs.rip = place;
+                fd.set_regs(&regs)
+                    .map_err(Error::kvm("setting registers"))?;
+            }
+        }
+        Ok(())
     }
 
     /// After a debug exit: how far the vCPU is.
@@ -331,6 +408,9 @@ impl Way {
     }
 
     fn stepped(&mut self, fd: &VcpuFd, memory: &Memory) -> Result<Progress, Error> {
+        if !self.outs.is_empty() {
+            self.take_out(fd, memory)?;
+        }
         let regs = fd.get_regs().map_err(Error::kvm("reading registers"))?;
         self.stepped += 1;
         let end = match self.point {
@@ -410,9 +490,23 @@ impl Way {
     }
 
     /// Takes a vCPU off the way.
-    pub fn end(self, fd: &VcpuFd) {
+    pub fn end(mut self, fd: &VcpuFd, memory: &Memory) {
+        if !self.outs.is_empty() {
+            // It was there when it was changed.
+            let _ = self.take_out(fd, memory);
+        }
         // Refused, it stops once more, and goes on.
         let _ = fd.set_guest_debug(&kvm_guest_debug::default());
+    }
+}
+
+/// Length of the string instruction with a repeat prefix that comes next in the kernel, bytes; 0 if it is another.
+fn repeated_bytes(memory: &Memory, rip: u64) -> u64 {
+    let code = memory.get::<[u8; 3]>(rip.wrapping_sub(KERNEL_IMAGE));
+    match code.unwrap_or_default() {
+        [0xf3, 0xa4 | 0xa5 | 0xaa | 0xab, _] => 2,
+        [0xf3, 0x40..=0x4f, 0xa4 | 0xa5 | 0xaa | 0xab] => 3,
+        _ => 0,
     }
 }
 

@@ -412,7 +412,7 @@ impl Runner {
             if let Some(left) = way.left() {
                 self.watch().instructions = left;
             }
-            way.end(&self.fd);
+            way.end(&self.fd, &self.context.memory);
         }
         state
     }
@@ -552,20 +552,9 @@ impl Runner {
         };
         match exit {
             Exit::Pio if self.is_probe() => self.probe(),
+            Exit::Pio if self.is_way() => self.debugged(0),
             Exit::Pio => self.pio(),
-            Exit::Debug(dr6) => {
-                if let Some(counter) = &mut self.counter {
-                    counter.stopped(&self.fd, &self.context.memory);
-                }
-                let memory = &self.context.memory;
-                match self.way.as_mut().map(|way| way.stopped(&self.fd, memory)) {
-                    Some(Ok(Progress::There)) => self.at_point(),
-                    Some(Ok(Progress::Hit)) => Left::Point(false, PauseReason::Hit(dr6)),
-                    Some(Ok(Progress::Barred)) => Left::Point(false, PauseReason::Barred),
-                    Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
-                    _ => Left::Stepped,
-                }
-            }
+            Exit::Debug(dr6) => self.debugged(dr6),
             // Only a page that is watched can be written to here.
             Exit::Write(address, data) if self.context.memory.write(address, &data).is_ok() => {
                 let verdict = self.watch().write(self.context.id, address, data.len());
@@ -620,6 +609,27 @@ impl Runner {
         match self.fd.get_regs() {
             Ok(regs) => Self::left(true, self.watch().probe(self.context.id, &regs)),
             Err(error) => Left::Stop(self.failed(format!("reading registers: {error}"), None)),
+        }
+    }
+
+    fn is_way(&mut self) -> bool {
+        let pio = exit::pio(&mut self.fd);
+        let comes = |way: &Way| way.comes_by(pio.port);
+        pio.write && self.way.as_ref().is_some_and(comes)
+    }
+
+    /// Where a vCPU is stopped by a step or a breakpoint, or what stands for one.
+    fn debugged(&mut self, dr6: u64) -> Left {
+        if let Some(counter) = &mut self.counter {
+            counter.stopped(&self.fd, &self.context.memory);
+        }
+        let memory = &self.context.memory;
+        match self.way.as_mut().map(|way| way.stopped(&self.fd, memory)) {
+            Some(Ok(Progress::There)) => self.at_point(),
+            Some(Ok(Progress::Hit)) => Left::Point(false, PauseReason::Hit(dr6)),
+            Some(Ok(Progress::Barred)) => Left::Point(false, PauseReason::Barred),
+            Some(Err(error)) => Left::Stop(self.failed(error.to_string(), None)),
+            _ => Left::Stepped,
         }
     }
 

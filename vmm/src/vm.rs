@@ -295,6 +295,8 @@ impl Vm {
     /// # Errors
     /// The reason, if the machine stopped for good instead.
     pub fn run_to(&mut self, vcpu: u32, point: Point, limit: Duration) -> Result<bool, StopReason> {
+        // Before the time runs; what is wrong with the host the vCPU says.
+        let _ = point.awaits_by_out();
         self.control.start();
         self.forget_calls();
         if let Some(vcpu) = self.vcpus.get(vcpu as usize) {

@@ -6,6 +6,7 @@
 //! All vCPUs are moved by the same distance, so what one has seen is never in another's future.
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_msr_entry,
@@ -22,11 +23,15 @@ ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 const MSR_TSC: u32 = 0x10;
 
+/// Until the counter is no longer behind.
+const PATIENCE: Duration = Duration::from_millis(20);
+
 /// A vCPU's time-stamp counter.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Tsc {
     value: u64,
-    /// None on a host kernel before 5.16, which does not tell.
+    /// None on a host kernel before 5.16, which does not tell, and on a host whose counter is unstable, where each
+    /// call of KVM's changes it.
     offset: Option<u64>,
 }
 
@@ -57,9 +62,11 @@ impl Tsc {
     /// # Errors
     /// If KVM refuses.
     pub fn save(fd: &VcpuFd) -> Result<Self, Error> {
+        let before = offset(fd);
+        let value = read(fd)?;
         Ok(Self {
-            value: read(fd)?,
-            offset: offset(fd),
+            value,
+            offset: before.filter(|before| offset(fd) == Some(*before)),
         })
     }
 
@@ -79,13 +86,19 @@ impl Tsc {
             Some(offset) => set_offset(fd, offset)?,
             None => write(fd, self.value)?,
         }
-        match read(fd)? >= self.value {
-            true => Ok(()),
-            false => Err(Error::Config(
-                "the machine's time would run backwards, as the time-stamp counter of this host is \
-                 behind and cannot be set; resume it on the host it was saved on"
-                    .into(),
-            )),
+        // The counters of a host's CPUs may differ a little, and this thread may have moved.
+        let began = Instant::now();
+        loop {
+            let behind = self.value.saturating_sub(read(fd)?);
+            if behind == 0 {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Error::Config(format!(
+                    "the machine's time would run backwards by {behind} cycles, as the time-stamp counter of this \
+                     host is behind and cannot be set; resume it on the host it was saved on"
+                )));
+            }
         }
     }
 

@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The same, while all vCPUs are idle.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 
+/// All of these on a host on which the kernel is changed to be stopped: KVM that is itself emulated.
+const SLOWER: u32 = 10;
+
 /// What ended a run.
 pub enum Ended {
     /// A program tells of something, on that vCPU.
@@ -85,9 +88,13 @@ impl Interleaving {
     /// Lets the vCPUs run in turn until a program tells of something, or `marked` instructions of the call
     /// were executed from the start.
     pub fn run(&mut self, vm: &mut Vm, marks: &Marks, marked: u64) -> Ended {
+        let slower = match Point::Slice(Slice::to_halt()).awaits_by_out() {
+            Ok(true) => SLOWER,
+            _ => 1,
+        };
         let started = Instant::now();
         let (mut idle, mut idles) = (started, 0);
-        while started.elapsed() < PATIENCE && idle.elapsed() < IDLE_LIMIT {
+        while started.elapsed() < PATIENCE * slower && idle.elapsed() < IDLE_LIMIT * slower {
             let says = |vcpu: u32| vm.memory().get::<u8>(marks.idle[vcpu as usize]);
             let waits =
                 |vcpu| self.halted.contains(&vcpu) && says(vcpu).is_ok_and(|idle| idle != 0);
@@ -105,7 +112,7 @@ impl Interleaving {
                 call: marks.calls[vcpu as usize],
                 marked: marked - self.marked,
             };
-            let came = match vm.run_to(vcpu, Point::Slice(slice), patience) {
+            let came = match vm.run_to(vcpu, Point::Slice(slice), patience * slower) {
                 Ok(came) => came,
                 Err(stop) => return Ended::Stopped(stop),
             };
