@@ -552,7 +552,7 @@ impl Runner {
         };
         match exit {
             Exit::Pio if self.is_probe() => self.probe(),
-            Exit::Pio if self.is_way() => self.debugged(0),
+            Exit::Pio if self.comes_to_place() => self.debugged(0),
             Exit::Pio => self.pio(),
             Exit::Debug(dr6) => self.debugged(dr6),
             // Only a page that is watched can be written to here.
@@ -612,7 +612,7 @@ impl Runner {
         }
     }
 
-    fn is_way(&mut self) -> bool {
+    fn comes_to_place(&mut self) -> bool {
         let pio = exit::pio(&mut self.fd);
         let comes = |way: &Way| way.comes_by(pio.port);
         pio.write && self.way.as_ref().is_some_and(comes)

@@ -6,7 +6,6 @@
 //! All vCPUs are moved by the same distance, so what one has seen is never in another's future.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_device_attr, kvm_msr_entry,
@@ -22,9 +21,6 @@ ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 const MSR_TSC: u32 = 0x10;
-
-/// Until the counter is no longer behind.
-const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A vCPU's time-stamp counter.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -86,19 +82,13 @@ impl Tsc {
             Some(offset) => set_offset(fd, offset)?,
             None => write(fd, self.value)?,
         }
-        // The counters of a host's CPUs may differ a little, and this thread may have moved.
-        let began = Instant::now();
-        loop {
-            let behind = self.value.saturating_sub(read(fd)?);
-            if behind == 0 {
-                return Ok(());
-            }
-            if began.elapsed() > PATIENCE {
-                return Err(Error::Config(format!(
-                    "the machine's time would run backwards by {behind} cycles, as the time-stamp counter of this \
-                     host is behind and cannot be set; resume it on the host it was saved on"
-                )));
-            }
+        match read(fd)? >= self.value {
+            true => Ok(()),
+            false => Err(Error::Config(
+                "the machine's time would run backwards, as the time-stamp counter of this host is \
+                 behind and cannot be set; resume it on the host it was saved on"
+                    .into(),
+            )),
         }
     }
 
