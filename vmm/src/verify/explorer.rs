@@ -107,7 +107,7 @@ impl Explorer {
                     if !threads.is_empty() {
                         tracing::warn!("{cell}\n{threads}");
                     }
-                    Error::Config(format!("{cell}: the scene {why}"))
+                    Error::Control(format!("{cell}: the scene {why}"))
                 }
             })?;
         Ok(Self {

@@ -605,15 +605,18 @@ fn unmap(used: bool) -> Result<Scene, Status> {
     Ok(scene(script([write, unmap, write], 1), partner([])))
 }
 
-/// Somebody waits whom the call wakes.
+/// Somebody waits whom the call wakes: until then the mutex is not to be had, on however many CPUs they run.
 fn wake(entry: Entry, other: &'static Thread) -> Result<Scene, Status> {
     let (mutex, cond) = (owned_mutex(other)?, Cond::alloc()?);
     let (at, on) = (mutex.handle() as u64, cond.handle() as u64);
+    let lock = plain(Entry::mutex_lock, &[at]);
     let wait = plain(Entry::cond_wait, &[on, at]);
     let unlock = plain(Entry::mutex_unlock, &[at]);
+    let target = script([lock, plain(entry, &[on]), unlock], 1);
     Ok(Scene {
         partner_first: true,
-        ..scene(script([plain(entry, &[on])], 0), partner([wait, unlock]))
+        mutexes: Vec::from([mutex]),
+        ..scene(target, partner([wait, unlock]))
     })
 }
 
