@@ -164,13 +164,14 @@ impl<T> Slot<T> {
     /// The name of the object that it holds.
     #[inline]
     const fn name(&self) -> Option<Id<T>> {
-        match NonZeroU64::new(self.word()) {
-            Some(bits) if self.generation % 2 == 1 => Some(Id {
-                bits,
-                kind: PhantomData,
-            }),
-            _ => None,
+        if self.generation.is_multiple_of(2) {
+            return None;
         }
+        Some(Id {
+            // SAFETY: an odd number is part of it.
+            bits: unsafe { NonZeroU64::new_unchecked(self.word()) },
+            kind: PhantomData,
+        })
     }
 
     const fn word(&self) -> u64 {
@@ -298,6 +299,17 @@ impl<T> Arena<T> {
         Some(unsafe { slot.value.assume_init_mut() })
     }
 
+    /// Two objects, if they are alive, and not the same.
+    #[inline]
+    pub fn both(&mut self, a: Id<T>, b: Id<T>) -> Option<(&mut T, &mut T)> {
+        let (a, b) = (NonNull::from(self.get_mut(a)?), self.get_mut(b)?);
+        if a == NonNull::from(&mut *b) {
+            return None;
+        }
+        // SAFETY: of that object there is no other reference.
+        Some((unsafe { &mut *a.as_ptr() }, b))
+    }
+
     /// The id of the object at `index`, if one lives there.
     #[inline]
     pub fn id_at(&self, index: u32) -> Option<Id<T>> {
@@ -314,6 +326,16 @@ impl<T> Arena<T> {
     }
 
     /// The object at a position, with its name.
+    #[inline]
+    pub fn at(&self, at: Position<T>) -> (Id<T>, &T) {
+        match self.slot(at.index()).map(|slot| (slot.name(), slot)) {
+            // SAFETY: it has a name, so there is an object.
+            Some((Some(id), slot)) => (id, unsafe { slot.value.assume_init_ref() }),
+            _ => panic!("use of a destroyed object"),
+        }
+    }
+
+    /// As [`at`](Self::at).
     #[inline]
     pub fn member(&mut self, at: Position<T>) -> (Id<T>, &mut T) {
         match self.slot_mut(at.index()).map(|slot| (slot.name(), slot)) {

@@ -19,7 +19,7 @@ use fluke_abi::state::Prot;
 
 use crate::arch::apic::{self, KICK_VECTOR, TIMER_VECTOR};
 use crate::arch::cpu::count;
-use crate::arch::entry::{GATE_VECTOR, KernelFrame, leave as leave_to_user, on_cpu_stack};
+use crate::arch::entry::{GATE_VECTOR, KernelFrame, on_cpu_stack};
 use crate::arch::instructions::{fault_address, out32, wait_for_interrupt};
 use crate::arena::Id;
 use crate::call::{Call, Stop};
@@ -29,7 +29,7 @@ use crate::lock::{self, held_scheduler, scheduler};
 use crate::model;
 use crate::mutant::mutant;
 use crate::probe::probe;
-use crate::sched::Scheduler;
+use crate::sched::{Entity, Scheduler};
 use crate::thread::{Run, Thread};
 
 /// From the entry stub: deals with a trap from user mode.
@@ -109,6 +109,7 @@ pub extern "C" fn start_thread() -> ! {
 
 /// Runs the current thread: makes the calls that its registers name until it can go on in user
 /// mode, or must make way.
+#[inline]
 fn run(mut call: Call) -> ! {
     loop {
         while call.in_call() && call.goes_on() {
@@ -152,6 +153,25 @@ pub fn park(call: &mut Call) {
     model::switch(stack);
 }
 
+/// The current thread sleeps, and another that has slept goes on in user mode: at once, if it is its turn on
+/// this CPU; what either was doing in the kernel is then forgotten. Else it is queued. As
+/// [`Call::wait`](Call::wait), it returns only if the execution model has kept the stack.
+#[inline]
+pub fn hand_over(call: &mut Call, (to, priority): (Id<Entity>, u8)) -> Result<(), Stop> {
+    let from = call.entity;
+    let mut held = scheduler();
+    // Who waits for the kernel's state may have to run before.
+    if !lock::is_wanted() && held.hand_over(from, to, priority) {
+        lock::release_kernel_in(&mut held, from);
+        Call::current().leaves();
+        // SAFETY: all is ready for that.
+        unsafe { lock::leave() }
+    }
+    held.make_ready(to, priority);
+    drop(held);
+    model::make_way(call)
+}
+
 fn make_call(call: &mut Call) {
     count!(calls);
     match dispatch(call) {
@@ -181,10 +201,8 @@ fn leave(call: &mut Call) {
         return;
     }
     call.leaves();
-    lock::release();
-    // SAFETY: the frame is that of the current thread, and the stack is of no further use: a trap
-    // starts at its top.
-    unsafe { leave_to_user() }
+    // SAFETY: all is ready for that.
+    unsafe { lock::leave() }
 }
 
 /// On the CPU's own stack, the spin lock taken: gives the CPU to the next thread.

@@ -22,6 +22,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{self, AtomicBool, AtomicU32, Ordering};
 
 use crate::arch::cpu::Cpu;
+use crate::arch::entry;
 use crate::arch::instructions::{disable_interrupts, enable_interrupts};
 use crate::arena::Id;
 use crate::kernel::Kernel;
@@ -109,6 +110,21 @@ pub fn release() {
         LOCKED.holder.store(0, Ordering::Relaxed);
     }
     LOCKED.taken.store(false, Ordering::Release);
+}
+
+/// Drops the spin lock, and leaves to the thread that has this CPU. It need not be the one whose stack this is,
+/// which is not used any more when the lock is free.
+///
+/// # Safety
+/// As for [`entry::leave`].
+#[inline]
+pub unsafe fn leave() -> ! {
+    check(holds(), "user mode without the spin lock");
+    if CHECK {
+        LOCKED.holder.store(0, Ordering::Relaxed);
+    }
+    // SAFETY: the caller's.
+    unsafe { entry::leave(&LOCKED.taken) }
 }
 
 /// A trap from user mode has come to the kernel.
@@ -251,6 +267,12 @@ fn acquire(id: Id<Entity>) {
     check(owns(id), "a thread woke without the kernel mutex");
 }
 
+/// Whether somebody waits for the kernel mutex. Under the core lock, it stays so.
+#[inline]
+pub fn is_wanted() -> bool {
+    FULL && LOCKED.owner.is_contended()
+}
+
 /// The running thread gives the kernel mutex up, if it has it.
 #[inline]
 pub fn release_kernel(id: Id<Entity>) {
@@ -278,7 +300,7 @@ fn pass_on(id: Id<Entity>, held: &mut Held) {
 /// level full a thread that waits for the mutex.
 pub fn offer(id: Id<Entity>) {
     if FULL {
-        if LOCKED.owner.is_contended() {
+        if is_wanted() {
             release_kernel(id);
         }
         return;

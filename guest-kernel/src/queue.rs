@@ -21,6 +21,14 @@ impl<T> Links<T> {
     }
 }
 
+impl<T> Links<T> {
+    /// The next member of the queue, with its name.
+    #[inline]
+    pub fn next<'a>(&self, members: &'a Arena<T>) -> Option<(Id<T>, &'a T)> {
+        self.next.map(|next| members.at(next))
+    }
+}
+
 impl<T> Default for Links<T> {
     fn default() -> Self {
         Self::new()
@@ -54,10 +62,16 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The member that came first.
+    /// The name of the member that came first.
     #[inline]
     pub fn first(&self, members: &Arena<T>) -> Option<Id<T>> {
         self.head.map(|head| members.name_at(head))
+    }
+
+    /// The member itself, with its name.
+    #[inline]
+    pub fn front<'a>(&self, members: &'a Arena<T>) -> Option<(Id<T>, &'a T)> {
+        self.head.map(|head| members.at(head))
     }
 
     /// Whether nobody is queued.

@@ -235,6 +235,57 @@ impl Default for CpuState {
     }
 }
 
+impl CpuState {
+    /// Keeps the x87 and SSE registers of a thread that leaves this CPU, if they are in it.
+    #[inline]
+    fn save_fpu(&self, id: Id<Entity>, entity: &mut Entity) {
+        if same(self.fpu_owner, Some(id)) && entity.has_left_fpu_here() {
+            entity.fpu.save();
+        }
+    }
+
+    /// Makes a thread the current one.
+    #[inline]
+    fn run(&mut self, id: Id<Entity>, entity: &mut Entity) {
+        count!(context_switches);
+        entity.state = State::Running;
+        entity.cpu = Cpu::current_number() as u16;
+        self.current = Some(id);
+        if let Some(hardware) = &mut self.hardware {
+            let stack = model::entry_stack(&entity.stack, hardware.stack);
+            hardware.set_running(entity.place.as_ptr() as u64, stack);
+        }
+    }
+
+    /// Loads what it needs in user mode: its x87 and SSE registers, and its page table.
+    #[inline]
+    fn load(&mut self, id: Id<Entity>, entity: &mut Entity, tables: &Arena<Table>, no_table: u64) {
+        if !same(self.fpu_owner, Some(id)) || !entity.has_left_fpu_here() {
+            entity.fpu.restore();
+            entity.last_cpu = Cpu::current_number() as u16;
+            self.fpu_owner = Some(id);
+        }
+        if !same(self.loaded, entity.table) || self.flush {
+            self.reload(entity.table, tables, no_table);
+        }
+    }
+
+    /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
+    #[inline]
+    fn reload(&mut self, table: Option<Id<Table>>, tables: &Arena<Table>, no_table: u64) {
+        let (loaded, root, stubs) = match table.and_then(|table| tables.get(table)) {
+            Some(&Table { root, stubs }) => (table, root, stubs),
+            None => (None, no_table, Stubs::COMMON),
+        };
+        self.flush = false;
+        (self.loaded, self.root) = (loaded, root);
+        if let Some(hardware) = &mut self.hardware {
+            hardware.stubs = stubs;
+        }
+        instructions::set_page_table(root);
+    }
+}
+
 /// Threads, CPUs, and time.
 pub struct Scheduler {
     /// All threads.
@@ -558,6 +609,7 @@ impl Scheduler {
 
     /// Before this CPU leaves the kernel with threads queued: brings in the CPU that has least to do,
     /// if it has less to do than the first of them is worth.
+    #[inline(never)]
     fn share(&mut self) {
         let here = Cpu::current_number();
         let Some(waiting) = self.cpu().ready.highest() else {
@@ -586,6 +638,7 @@ impl Scheduler {
     }
 
     /// When the first sleeper wakes that does not sleep for ever, nanoseconds.
+    #[inline]
     fn next_deadline(&self) -> Option<u64> {
         let first = self.sleepers.first(&self.entities)?;
         let deadline = self.entities[first].deadline;
@@ -628,6 +681,7 @@ impl Scheduler {
     }
 
     /// Sets this CPU's timer, if somebody needs it: another ready thread, or a sleeper.
+    #[inline(never)]
     fn set_timer(&mut self) {
         let cpu = self.cpu();
         let contended = !cpu.ready.is_empty() && cpu.current.is_some();
@@ -658,17 +712,15 @@ impl Scheduler {
         let cpu = own(self.cpus);
         let Some(id) = cpu.current.take() else { return };
         let entity = &mut self.entities[id];
-        if cpu.fpu_owner == Some(id) && entity.has_left_fpu_here() {
-            entity.fpu.save();
-        }
+        cpu.save_fpu(id, entity);
         if entity.state == State::Running {
             self.queue(id);
         }
     }
 
-    /// The CPU whose first thread is worth more than this one's, if there is one.
-    fn richer(&mut self) -> Option<usize> {
-        let (mut best, mut found) = (self.cpu().ready.highest(), None);
+    /// The CPU whose first thread has the highest priority, above this one.
+    fn richer(&self, priority: Option<u8>) -> Option<usize> {
+        let (mut best, mut found) = (priority, None);
         for (number, cpu) in self.cpus.iter().enumerate() {
             let highest = cpu.ready.highest();
             if highest > best {
@@ -686,7 +738,8 @@ impl Scheduler {
         }
         // Its own threads first, unless somebody else has one that is worth more.
         let elsewhere = if self.cpus.len() > 1 {
-            self.richer()
+            let own = self.cpu().ready.highest();
+            self.richer(own)
         } else {
             None
         };
@@ -695,21 +748,40 @@ impl Scheduler {
             None => own(self.cpus),
         };
         let (id, entity) = from.ready.pop(&mut self.entities)?;
-        count!(context_switches);
-        entity.state = State::Running;
-        entity.cpu = Cpu::current_number() as u16;
         let cpu = own(self.cpus);
-        cpu.current = Some(id);
         cpu.demands = if entity.duties.contains(Duties::ATTEND) {
             Demands::ATTEND
         } else {
             Demands::empty()
         };
-        if let Some(hardware) = &mut cpu.hardware {
-            let stack = model::entry_stack(&entity.stack, hardware.stack);
-            hardware.set_running(entity.place.as_ptr() as u64, stack);
-        }
+        cpu.run(id, entity);
         Some(&mut entity.stack)
+    }
+
+    /// The running thread goes off, and one that is off has the CPU, and is ready to go on in user mode. Or
+    /// nothing, and `false`, if another thread would be chosen, or that one has something to look at before.
+    #[inline]
+    pub fn hand_over(&mut self, from: Id<Entity>, to: Id<Entity>, priority: u8) -> bool {
+        let cpu = own(self.cpus);
+        let turn = cpu.demands.is_empty() && cpu.ready.highest() < Some(priority);
+        if !turn || self.cpus.len() > 1 && self.richer(Some(priority)).is_some() {
+            return false;
+        }
+        let Some((from_entity, entity)) = self.entities.both(from, to) else {
+            return false;
+        };
+        if entity.state != State::Off || !entity.duties.is_empty() {
+            return false;
+        }
+        from_entity.state = State::Off;
+        let cpu = own(self.cpus);
+        cpu.save_fpu(from, from_entity);
+        (entity.own_priority, entity.priority) = (priority, priority);
+        model::abandon(&mut entity.stack);
+        cpu.run(to, entity);
+        cpu.load(to, entity, &self.tables, self.no_table);
+        self.enter_user();
+        true
     }
 
     /// Runs a thread on this CPU, wherever it was.
@@ -741,16 +813,14 @@ impl Scheduler {
         if !cpu.demands.is_empty() {
             return false;
         }
-        let entity = &mut self.entities[id];
-        if !same(cpu.fpu_owner, Some(id)) || !entity.has_left_fpu_here() {
-            entity.fpu.restore();
-            entity.last_cpu = Cpu::current_number() as u16;
-            cpu.fpu_owner = Some(id);
-        }
-        let table = entity.table;
-        if !same(cpu.loaded, table) || cpu.flush {
-            self.reload(table);
-        }
+        cpu.load(id, &mut self.entities[id], &self.tables, self.no_table);
+        self.enter_user();
+        true
+    }
+
+    /// The last of those steps: others get their share of the time.
+    #[inline]
+    fn enter_user(&mut self) {
         if !self.cpu().ready.is_empty() || self.next_deadline().is_some() {
             self.share();
             self.set_timer();
@@ -758,7 +828,6 @@ impl Scheduler {
         if let Some(hardware) = &self.cpu().hardware {
             hardware.in_user.set();
         }
-        true
     }
 
     /// Before waiting for an interrupt: the timer; and whether nothing can ever happen again.
@@ -766,7 +835,7 @@ impl Scheduler {
         // A page table that is going away must not stay loaded.
         let loaded = self.cpu().loaded;
         if loaded.is_some_and(|loaded| self.tables.get(loaded).is_none()) {
-            self.reload(None);
+            own(self.cpus).reload(None, &self.tables, self.no_table);
         }
         self.set_timer();
         if !self.sleepers.is_empty() {
@@ -796,22 +865,6 @@ impl Scheduler {
     pub fn add_own_table(&mut self) -> Option<Id<Table>> {
         let (root, stubs) = (self.no_table, Stubs::OWN);
         self.tables.insert(Table { root, stubs }).ok()
-    }
-
-    /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
-    #[inline]
-    fn reload(&mut self, table: Option<Id<Table>>) {
-        let (loaded, root, stubs) = match table.and_then(|table| self.tables.get(table)) {
-            Some(&Table { root, stubs }) => (table, root, stubs),
-            None => (None, self.no_table, Stubs::COMMON),
-        };
-        let cpu = self.cpu();
-        cpu.flush = false;
-        (cpu.loaded, cpu.root) = (loaded, root);
-        if let Some(hardware) = &mut cpu.hardware {
-            hardware.stubs = stubs;
-        }
-        instructions::set_page_table(root);
     }
 
     /// Whether some CPU has the table at that physical address loaded, dead or alive.
@@ -930,6 +983,32 @@ mod tests {
         scheduler.run_now(id);
         scheduler.take_off();
         assert!(scheduler.entities[id].fpu.image()[XMM] == image[XMM]);
+    }
+
+    #[test]
+    fn the_cpu_is_handed_over_to_who_would_be_chosen() {
+        let (mut scheduler, [from, to, other]) = threads([3, 5, 5]);
+        scheduler.run_now(from);
+        scheduler.make_ready(other, 5);
+        assert!(!scheduler.hand_over(from, to, 5), "another was first");
+        assert!(scheduler.take_out(other));
+        scheduler.make_ready(other, 4);
+        scheduler.cpus[0].demands = Demands::MAKE_WAY;
+        assert!(!scheduler.hand_over(from, to, 5), "it makes way");
+        scheduler.cpus[0].demands = Demands::empty();
+        scheduler.call_attention(to);
+        assert!(
+            !scheduler.hand_over(from, to, 5),
+            "it has something to look at"
+        );
+        assert!(scheduler.current() == Some(from));
+        scheduler.entities[to].duties = Duties::empty();
+        scheduler.cpus[0].fpu_owner = Some(from);
+        assert!(scheduler.hand_over(from, to, 5));
+        assert!(scheduler.current() == Some(to) && scheduler.cpus[0].fpu_owner == Some(to));
+        assert_eq!(scheduler.entities[from].state, State::Off);
+        assert_eq!(scheduler.entities[to].state, State::Running);
+        assert_eq!(next(&mut scheduler), Some(other));
     }
 
     #[test]

@@ -26,6 +26,7 @@ impl Kernel {
 
     /// Puts a thread to sleep, which is in no queue: one that is off, or the caller, which is to make
     /// way.
+    #[inline(always)]
     pub fn sleep(&mut self, id: Id<Thread>, wait: Wait) {
         self.fall_asleep(id, wait);
         probe::<{ Probe::Wait as usize }>(|| {
@@ -36,6 +37,8 @@ impl Kernel {
         });
     }
 
+    // What it waits for is known where it is called, most often.
+    #[inline(always)]
     fn fall_asleep(&mut self, id: Id<Thread>, wait: Wait) {
         self.threads[id].run = Run::Waiting(wait);
         let threads = &mut self.threads;
@@ -74,6 +77,7 @@ impl Kernel {
     }
 
     /// A thread begins to sleep: it does not want time now.
+    #[inline]
     pub fn rest(&mut self, id: Id<Thread>) {
         if self.threads[id].donor.is_some() {
             self.threads[id].asked = false;

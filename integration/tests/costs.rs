@@ -25,8 +25,8 @@ const COSTS: [&str; 7] = [
 
 /// Most instructions of each, in the order of [`COSTS`]: at preemption level none, and at level full.
 const MOST: [[u64; 7]; 2] = [
-    [45, 300, 330, 2300, 2450, 1150, 150],
-    [45, 410, 450, 2600, 2750, 1200, 190],
+    [45, 300, 330, 1250, 1420, 1150, 150],
+    [45, 400, 440, 1400, 1570, 1200, 190],
 ];
 
 /// A run of the program `costs`.
@@ -73,7 +73,7 @@ fn run(model: &str, preempt: &str, cases: &[&str]) -> Run {
     }
 }
 
-/// Instructions from where a thread makes way to where another goes on, in a request, which does so once.
+/// Instructions from where a thread makes way to where another goes on, in a request, in which one does so once.
 fn context_switch(run: &Run) -> u64 {
     let switches = |stack: &str| {
         let mut functions = stack.split(';');
@@ -95,6 +95,7 @@ fn nothing_has_become_dearer() {
     for (model, preempt) in CONFIGURATIONS {
         let calls = run(model, preempt, &["null", "mutex", "rpc"]);
         let null = run(model, preempt, &["nullrpc"]);
+        let pieces = run(model, preempt, &["pieces"]);
         let faults = run(model, preempt, &["fault"]);
         let costs = [
             calls.medians["thread_self"],
@@ -103,7 +104,7 @@ fn nothing_has_become_dearer() {
             null.medians["ipc_call"] + null.medians["ipc_reply_wait_receive"],
             calls.medians["ipc_call"] + calls.medians["ipc_reply_wait_receive"],
             faults.medians["page fault"],
-            context_switch(&calls),
+            context_switch(&pieces),
         ];
         let most = MOST[usize::from(preempt == "full")];
         for ((what, cost), most) in COSTS.iter().zip(costs).zip(most) {

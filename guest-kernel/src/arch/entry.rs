@@ -18,7 +18,7 @@
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use fluke_abi::boot::{KERNEL_CS, USER_CS, USER_SS};
 use fluke_abi::entry::Entry;
@@ -331,16 +331,22 @@ unsafe extern "C" fn trap_in_own_space() -> ! {
     );
 }
 
-/// Leaves to the running thread.
+/// Clears `taken`, by which a lock is dropped, and leaves to the running thread. Nothing of the stack is used from
+/// then on: a trap starts at the top of one.
 ///
 /// # Safety
-/// The CPU's frame must be that of its current thread, the spin lock free, `in_user` set, and
-/// nothing on the stack of any further use.
+/// The CPU's frame must be that of its current thread, `in_user` set, and what has the lock be in order.
 #[inline]
-pub unsafe fn leave() -> ! {
-    // SAFETY: the caller's. The stub is that of the space whose page table was loaded last.
+pub unsafe fn leave(taken: &AtomicBool) -> ! {
+    // SAFETY: the caller's. A store is a release. The stub is that of the space whose page table was loaded last.
     unsafe {
-        asm!("jmp qword ptr gs:[{}]", const offset::STUBS + offset_of!(Stubs, leave), options(noreturn))
+        asm!(
+            "mov byte ptr [{taken}], 0",
+            "jmp qword ptr gs:[{leave}]",
+            taken = in(reg) taken.as_ptr(),
+            leave = const offset::STUBS + offset_of!(Stubs, leave),
+            options(noreturn),
+        )
     }
 }
 

@@ -18,7 +18,7 @@ use fluke_abi::entry_points;
 use fluke_abi::ipc::CallWord;
 
 use crate::call::{Call, Done};
-use crate::ipc::engine;
+use crate::ipc::{engine, fastpath};
 
 use cond::*;
 use generic::*;
@@ -37,6 +37,12 @@ use thread::*;
 macro_rules! handler {
     (built regs $name:ident) => {
         $name
+    };
+    (built ipc ipc_call) => {
+        fastpath::ipc_call
+    };
+    (built ipc ipc_reply_wait_receive) => {
+        fastpath::ipc_reply_wait_receive
     };
     (built ipc $name:ident) => {
         engine::run

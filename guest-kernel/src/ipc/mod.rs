@@ -6,6 +6,7 @@
 
 pub mod connection;
 pub mod engine;
+pub mod fastpath;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
@@ -142,13 +143,13 @@ impl Kernel {
     }
 
     /// The thread whose message has waited longest at the first port that has any.
-    pub fn first_client(&mut self, pset: Id<Pset>) -> Option<(Id<Port>, Id<Thread>)> {
-        let mut next = self.psets[pset].ports.first(&self.ports);
-        while let Some(port) = next {
-            if let Some(client) = self.ports[port].clients.first(&self.threads) {
-                return Some((port, client));
+    pub fn first_client(&self, pset: Id<Pset>) -> Option<(Id<Port>, Id<Thread>)> {
+        let mut next = self.psets[pset].ports.front(&self.ports);
+        while let Some((id, port)) = next {
+            if let Some(client) = port.clients.first(&self.threads) {
+                return Some((id, client));
             }
-            next = self.psets[pset].ports.after(&mut self.ports, port);
+            next = port.links.next(&self.ports);
         }
         None
     }

@@ -110,7 +110,7 @@ pub fn piece(from: &Cursor, to: &Cursor) -> u64 {
 }
 
 /// Words from the one at `address` to the end of its page.
-const fn page_rest(address: u64) -> u64 {
+pub const fn page_rest(address: u64) -> u64 {
     const WORDS: u64 = PAGE_SIZE / WORD_SIZE;
     WORDS - address / WORD_SIZE % WORDS
 }

@@ -25,7 +25,7 @@ pub struct View {
     /// The thread.
     pub id: Id<Thread>,
     /// Its page table.
-    table: u64,
+    pub table: u64,
 }
 
 impl Kernel {

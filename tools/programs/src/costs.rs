@@ -7,9 +7,11 @@
 //! | `mutex` | taking and letting go of a mutex that nobody else wants |
 //! | `nullrpc` | an idempotent request of the least size, two words, to another space, and an empty answer |
 //! | `rpc` | the same, and an answer of two words |
+//! | `pieces` | the same as `nullrpc`, in two buffers: not on the fast path, but with the switch of others |
 //! | `fault` | touching memory that is there, but in no page table |
 
 use fluke_abi::code::Status;
+use fluke_abi::ipc::{Buffer, Params};
 use fluke_abi::layout::PAGE_SIZE;
 use libfluke::object::{Mutex, Port, Pset, Ref};
 use libfluke::parent::EXIT;
@@ -46,6 +48,10 @@ fn rpc() -> Result<(), Status> {
     serve(b"costs\0client\0words\0", 2)
 }
 
+fn pieces() -> Result<(), Status> {
+    serve(b"costs\0client\0pieces\0", 0)
+}
+
 /// The server is this program, the client another copy of it.
 fn serve(client: &[u8], words: usize) -> Result<(), Status> {
     let pset = Pset::alloc()?;
@@ -68,6 +74,27 @@ fn client(words: usize) -> Result<(), Status> {
         let mut answer = [0; 2];
         let (request, answer) = (&[0; 2][..words], &mut answer[..words]);
         rpc::call(&startup::startup().parent, request, answer)?;
+    }
+    Ok(())
+}
+
+fn client_of_pieces() -> Result<(), Status> {
+    let request = [0u64; 2];
+    let buffer = |words: &[u64]| Buffer {
+        address: words.as_ptr() as u64,
+        words: words.len() as u64,
+    };
+    let more = buffer(&[]);
+    for _ in 0..TIMES {
+        let mut params = Params {
+            send: buffer(&request),
+            send_table: &raw const more,
+            send_buffers: 1,
+            ..Params::default()
+        };
+        let port = startup::startup().parent.handle();
+        // SAFETY: buffers and table are there for the call.
+        sys::check(unsafe { sys::ipc_call(port, &raw mut params) })?;
     }
     Ok(())
 }
@@ -96,11 +123,12 @@ fn fault() -> Result<(), Status> {
 type Case = (&'static str, fn() -> Result<(), Status>);
 
 /// What there is.
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("null", null),
     ("mutex", mutex),
     ("nullrpc", null_rpc),
     ("rpc", rpc),
+    ("pieces", pieces),
     ("fault", fault),
 ];
 
@@ -108,12 +136,16 @@ const CASES: [Case; 5] = [
 pub fn main() -> u64 {
     let mut args = startup::args().skip(1);
     if args.next() == Some("client") {
-        let words = if args.next() == Some("words") { 2 } else { 0 };
-        return client(words).map_or(crate::FAILED, |()| 0);
+        let done = match args.next() {
+            Some("pieces") => client_of_pieces(),
+            Some("words") => client(2),
+            _ => client(0),
+        };
+        return done.map_or(crate::FAILED, |()| 0);
     }
     let chosen = || startup::args().skip(1);
     if chosen().any(|name| CASES.iter().all(|(case, _)| *case != name)) {
-        println!("costs: usage: costs [null | mutex | nullrpc | rpc | fault]...");
+        println!("costs: usage: costs [null | mutex | nullrpc | rpc | pieces | fault]...");
         return crate::USAGE;
     }
     let all = chosen().next().is_none();
