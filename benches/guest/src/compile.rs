@@ -4,7 +4,7 @@
 //! `naga` because it is a compiler that people use, with a front end, a type checker and a code generator, and needs
 //! nothing below it but memory.
 //!
-//! Options: `count`, `batches=N` ([`crate::meter`]).
+//! Options: `count[=N]`, `batches=N` ([`crate::meter`]).
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use naga::back::spv;
 use naga::front::wgsl;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use crate::meter::{COUNTED_TIMES, Meter, Options, cycles};
+use crate::meter::{Meter, Options, cycles};
 use crate::neighbour;
 
 /// The files that are compiled; the others are what they import.
@@ -66,7 +66,7 @@ pub fn main() -> u64 {
     let options = match Options::of_program() {
         Ok(options) => options,
         Err(word) => {
-            println!("compile: `{word}`; options are count, batches=N");
+            println!("compile: `{word}`; options are count[=N], batches=N");
             return crate::USAGE;
         }
     };
@@ -242,9 +242,6 @@ fn run(options: Options) -> Result<(), Trouble> {
             return Err(Trouble::Source(why));
         }
         digests = digest;
-        if counted && pass == COUNTED_TIMES {
-            break;
-        }
         if pass > 0 {
             samples.push(took);
         }

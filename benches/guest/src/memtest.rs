@@ -1,7 +1,7 @@
 //! Memory that is touched one byte at a time, in order, by a program in a space of its own whose memory manager,
 //! in user mode in another, provides it page by page when it is touched.
 //!
-//! Options: `count`, `batches=N` passes, `bytes=N` of memory ([`crate::meter`]).
+//! Options: `count[=N]`, `batches=N` passes, `bytes=N` of memory ([`crate::meter`]).
 
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -14,7 +14,7 @@ use libfluke::rpc::{self, Server};
 use libfluke::space::{ChildHeap, Error, Export, READ_WRITE, own_heap};
 use libfluke::{exit, heap, println, startup, thread};
 
-use crate::meter::{COUNTED_TIMES, Meter, Options, cycles};
+use crate::meter::{Meter, Options, cycles};
 use crate::neighbour;
 
 /// As in OSDI '99.
@@ -32,7 +32,7 @@ pub fn main() -> u64 {
     let options = match Options::of_program() {
         Ok(options) => options,
         Err(word) => {
-            println!("memtest: `{word}`; options are count, batches=N, bytes=N");
+            println!("memtest: `{word}`; options are count[=N], batches=N, bytes=N");
             return crate::USAGE;
         }
     };
@@ -190,9 +190,6 @@ fn run(options: Options) -> Result<(), Error> {
         let _ = rpc::rpc(toucher, &[bytes, 0], &[], &mut took);
         if counted {
             meter.tell(fluke_abi::bench::News::End, pages, "page");
-            if pass == COUNTED_TIMES {
-                break;
-            }
         }
         if pass > 0 {
             samples.push(took[0]);

@@ -14,8 +14,8 @@ use core::arch::x86_64::_rdtsc;
 use fluke_abi::bench::{Mark, News};
 use libfluke::{print, println, startup, sys};
 
-/// How often one operation of a piece of work is counted. What the clock brings with it is not in all of them.
-pub const COUNTED_TIMES: u64 = 3;
+/// How often one operation of a piece of work is counted, if not said. What the clock brings with it is not in all of them.
+const COUNTED_TIMES: u64 = 3;
 
 /// The time-stamp counter.
 #[inline(always)]
@@ -24,12 +24,12 @@ pub fn cycles() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// What a user wants, `NAME=VALUE` each, or `count`.
+/// What a user wants, `NAME=VALUE` each; `count` alone is enough.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The host counts: each operation is done between two marks.
     pub count: bool,
-    /// How often each piece of work is done.
+    /// How often each piece of work is done, or counted.
     pub batches: u64,
     /// How many times the operations that it has on a slow host.
     pub scale: u64,
@@ -62,7 +62,13 @@ impl Options {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
             let number = || value.parse::<u64>().map_err(|_| word);
             match name {
-                "count" => options.count = true,
+                "count" => {
+                    options.count = true;
+                    options.batches = match value {
+                        "" => COUNTED_TIMES,
+                        _ => number()?.max(1),
+                    };
+                }
                 "batches" => options.batches = number()?.max(1),
                 "scale" => options.scale = number()?.max(1),
                 "only" => options.only = value,
@@ -120,7 +126,7 @@ impl Meter {
             // What the first time has to find, the others have.
             prepare();
             operation();
-            for _ in 0..COUNTED_TIMES {
+            for _ in 0..self.options.batches {
                 prepare();
                 self.tell(News::Begin, 1, name);
                 operation();

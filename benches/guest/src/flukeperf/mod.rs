@@ -1,6 +1,6 @@
 //! The kernel's primitives, each many times: a workload of calls and context switches, and what each of them costs.
 //!
-//! Options: `count`, `batches=N`, `scale=N`, `only=PREFIX` ([`crate::meter`]), and `period=NS`, with which a more
+//! Options: `count[=N]`, `batches=N`, `scale=N`, `only=PREFIX` ([`crate::meter`]), and `period=NS`, with which a more
 //! important thread wakes in such intervals and notes how late it is (`watch`). With `threads=N` instead, so many
 //! threads are put to sleep, for their memory to be looked at (`threads`); with `pairs=N`, so many clients and servers
 //! work at once (`scaling`).
@@ -29,7 +29,7 @@ pub fn main() -> u64 {
         Ok(options) => options,
         Err(word) => {
             println!(
-                "flukeperf: `{word}`; options are count, batches=N, scale=N, only=PREFIX, period=NS, threads=N, pairs=N"
+                "flukeperf: `{word}`; options are count[=N], batches=N, scale=N, only=PREFIX, period=NS, threads=N, pairs=N"
             );
             return crate::USAGE;
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::bench::code::Code;
-use crate::bench::model::{Cell, Measure, Table};
+use crate::bench::model::{Cell, Measure, Settings, Table};
 use crate::bench::run::{Run, Workload, interleaved, once};
 use crate::bench::trace::{Piece, per_operation, pieces};
 use crate::bench::{Bench, Column, Tabulate};
@@ -81,12 +81,18 @@ pub struct Counted {
     pub code: Code,
 }
 
+/// What tells a program to have its work counted. A quick run counts less often; what the clock brings is then more
+/// often in all.
+pub fn counting(settings: &Settings) -> String {
+    if settings.quick { "count=2" } else { "count" }.into()
+}
+
 /// An application, to be timed or to be counted.
 pub fn workload(bench: &Bench<'_>, name: &'static str, counted: bool) -> Workload {
     let settings = bench.settings();
     let mut args = Vec::new();
     if counted {
-        args.push("count".into());
+        args.push(counting(settings));
     } else {
         args.push(format!("batches={}", settings.batches));
         args.push(format!("scale={}", settings.scale));

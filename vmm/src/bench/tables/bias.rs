@@ -1,5 +1,6 @@
 //! What it costs an execution model that the hardware pushes a trap's frame where it likes (OSDI '99, 5.5).
 
+use super::applications::counting;
 use crate::bench::model::{Cell, Measure, Table};
 use crate::bench::run::{Workload, interleaved, once};
 use crate::bench::trace::{per_operation, pieces};
@@ -63,7 +64,7 @@ impl Tabulate for Bias {
                 table.cells.extend(cells);
                 continue;
             }
-            let counted = Workload::new("flukeperf", &[arg, "count".into()]);
+            let counted = Workload::new("flukeperf", &[arg, counting(settings)]);
             for (column, (pieces, _)) in
                 bench.at_once(&columns, |column| pieces(&counted, column))?
             {

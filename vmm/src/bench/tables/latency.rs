@@ -35,6 +35,9 @@ impl Tabulate for Latency {
             false => settings.reps,
         };
         let mut watched = workload(bench, "flukeperf", false);
+        if settings.quick {
+            watched.args[0] = "batches=1".into();
+        }
         watched.args.push(format!("period={}", settings.period_ns));
         let columns = bench.configurations();
         let found = interleaved(&columns, rounds, settings.seed, |column, round| {

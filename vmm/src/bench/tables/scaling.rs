@@ -28,13 +28,14 @@ impl Tabulate for Scaling {
         let settings = bench.settings();
         // By number of vCPUs, in the same turn.
         let rounds = settings.reps.min(if settings.quick { 1 } else { 3 });
+        let batches = if settings.quick { 1 } else { settings.batches };
         let columns = bench.few();
         let found = interleaved(&columns, rounds, settings.seed, |column, _| {
             let run = |vcpus| {
                 (bench.progress)(&format!("{vcpus} vCPUs, {}", column.name));
                 let args = [
                     format!("pairs={PAIRS}"),
-                    format!("batches={}", settings.batches),
+                    format!("batches={batches}"),
                     format!("scale={}", settings.scale),
                 ];
                 let mut workload = Workload::new("flukeperf", &args);
