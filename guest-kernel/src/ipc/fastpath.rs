@@ -1,5 +1,6 @@
 //! The fast path of idempotent messages: of a call to a server that waits for one, and of a reply after which
-//! the server waits again. Both hand the CPU straight to the other thread.
+//! the server waits again. Both hand the CPU straight to the other thread, as Fluke's `ipc_call` did
+//! (`thread_handoff`, fluke-api 9.5).
 //!
 //! All is looked at before anything is changed. Whatever is not as it most often is, from a message of several
 //! pieces to a fault, is left to the [`engine`], which starts from the same registers; and what is changed here
