@@ -55,7 +55,7 @@ fn display<S: serde::Serializer>(value: &Configuration, to: S) -> Result<S::Ok, 
 /// A point after which the machine did not do what it does undisturbed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Divergence {
-    /// Number of the point, from 1.
+    /// Number of the point, from 1. 0 is the scene undisturbed, which could not be played.
     pub point: u64,
     /// Where the kernel was.
     pub place: String,
@@ -88,6 +88,35 @@ pub struct Findings {
     pub delays: BTreeMap<u64, u64>,
     /// Time, seconds.
     pub seconds: f64,
+}
+
+impl Findings {
+    /// Nothing found yet, at none of so many points.
+    pub(super) fn none(cell: Cell, points: u64) -> Self {
+        Self {
+            cell,
+            points,
+            run: 0,
+            same: 0,
+            missed: 0,
+            diverged: Vec::new(),
+            states: BTreeSet::new(),
+            delays: BTreeMap::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// The scene cannot be played.
+    pub(super) fn unplayed(cell: Cell, why: &str) -> Self {
+        let mut findings = Self::none(cell, 0);
+        findings.diverged.push(Divergence {
+            point: 0,
+            place: String::new(),
+            what: format!("the scene {why}"),
+            same: 0,
+        });
+        findings
+    }
 }
 
 impl Plan {

@@ -224,7 +224,8 @@ fn print<T: Serialize>(
 
 /// One point.
 fn show(cell: &Cell, into: Option<Configuration>, seed: u64, point: u64) -> Result<u8, Error> {
-    let (text, findings) = Explorer::new(cell.clone(), into)?.replay(seed, point)?;
+    let explorer = Explorer::new(cell.clone(), into).map_err(|unplayable| unplayable.of(cell))?;
+    let (text, findings) = explorer.replay(seed, point)?;
     print!("{text}");
     for state in &findings.states {
         println!("extracted: {state:x?}");

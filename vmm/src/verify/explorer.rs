@@ -4,7 +4,7 @@
 //! machine is put back to a snapshot a few points before, and steps to it. There the doorbell rings; the machine
 //! then runs to the end of the scene.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use fluke_abi::audit::{MARK, News, Outcome, TARGET_HASH, Told};
@@ -57,6 +57,22 @@ pub(super) enum Unplayable {
     Scene(String),
 }
 
+impl Unplayable {
+    /// For who can do nothing without that cell.
+    pub(super) fn of(self, cell: &Cell) -> Error {
+        match self {
+            Self::Host(error) => error,
+            Self::Scene(why) => {
+                let (why, threads) = why.split_once('\n').unwrap_or((&why, ""));
+                if !threads.is_empty() {
+                    tracing::warn!("{cell}\n{threads}");
+                }
+                Error::Control(format!("{cell}: the scene {why}"))
+            }
+        }
+    }
+}
+
 impl From<Error> for Unplayable {
     fn from(error: Error) -> Self {
         Self::Host(error)
@@ -93,23 +109,13 @@ impl Explorer {
     ///
     /// # Errors
     /// If the machine cannot be built, or the scene does not come to its end.
-    pub fn new(cell: Cell, into: Option<Configuration>) -> Result<Self, Error> {
+    pub(super) fn new(cell: Cell, into: Option<Configuration>) -> Result<Self, Unplayable> {
         let elsewhere = into.map(Elsewhere::new).transpose()?;
         let machine = match &elsewhere {
             Some(elsewhere) => elsewhere.machine(&cell)?,
             None => cell.machine()?,
         };
-        let explorer =
-            Self::with(cell.clone(), machine, None).map_err(|unplayable| match unplayable {
-                Unplayable::Host(error) => error,
-                Unplayable::Scene(why) => {
-                    let (why, threads) = why.split_once('\n').unwrap_or((&why, ""));
-                    if !threads.is_empty() {
-                        tracing::warn!("{cell}\n{threads}");
-                    }
-                    Error::Control(format!("{cell}: the scene {why}"))
-                }
-            })?;
+        let explorer = Self::with(cell, machine, None)?;
         Ok(Self {
             elsewhere,
             ..explorer
@@ -214,7 +220,7 @@ impl Explorer {
         tick: &dyn Fn(&Findings) -> bool,
     ) -> Result<Findings, Error> {
         let started = Instant::now();
-        let mut findings = self.nothing();
+        let mut findings = Findings::none(self.cell.clone(), self.points);
         let points = plan.points(self.points);
         // Points before this one that are as good as this one.
         let mut waiting = 0;
@@ -265,7 +271,7 @@ impl Explorer {
     /// # Errors
     /// If there is no such point, or the host fails.
     pub fn replay(mut self, seed: u64, point: u64) -> Result<(String, Findings), Error> {
-        let mut findings = self.nothing();
+        let mut findings = Findings::none(self.cell.clone(), self.points);
         if self.cell.vcpus > 1 {
             self.disturb_interleaved(seed, point, &mut findings)?;
             return Ok((self.threads(), findings));
@@ -286,21 +292,6 @@ impl Explorer {
             }
         }
         Ok((text, findings))
-    }
-
-    /// Nothing found yet.
-    fn nothing(&self) -> Findings {
-        Findings {
-            cell: self.cell.clone(),
-            points: self.points,
-            run: 0,
-            same: 0,
-            missed: 0,
-            diverged: Vec::new(),
-            states: BTreeSet::new(),
-            delays: BTreeMap::new(),
-            seconds: 0.0,
-        }
     }
 
     /// Puts the machine to a point, not before the last one; false if it does not come there. A point that is

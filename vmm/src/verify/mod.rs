@@ -36,6 +36,7 @@ use crate::vm::Vm;
 
 pub use cell::{Cell, Divergence, Findings, PROGRAM, Plan};
 pub use explorer::Explorer;
+use explorer::Unplayable;
 pub use report::{Difference, Verification};
 pub use state::State;
 
@@ -135,7 +136,16 @@ fn each<T: Sync, R: Send>(
 }
 
 fn explore(job: &Job<'_>, cell: &Cell, stop: &AtomicBool) -> Result<Findings, Error> {
-    let explorer = Explorer::new(cell.clone(), job.plan.into)?;
+    let explorer = match Explorer::new(cell.clone(), job.plan.into) {
+        Ok(explorer) => explorer,
+        Err(Unplayable::Host(error)) => return Err(error),
+        Err(Unplayable::Scene(why)) => {
+            let findings = Findings::unplayed(cell.clone(), &why);
+            job.progress.begins(cell, 0);
+            job.progress.done(&findings);
+            return Ok(findings);
+        }
+    };
     job.progress.begins(cell, job.plan.count(explorer.points));
     let findings = explorer.explore(&job.plan, &|_| {
         job.progress.point();
@@ -160,7 +170,7 @@ fn differences(cells: &[Findings]) -> Vec<Difference> {
             configuration,
             vcpus,
         } = &findings.cell;
-        if *vcpus == 1 {
+        if *vcpus == 1 && findings.points > 0 {
             let level = configuration.preempt().to_string();
             models.entry((scene, level)).or_default().push(findings);
         }
@@ -185,4 +195,31 @@ fn differences(cells: &[Findings]) -> Vec<Difference> {
         }
     }
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fluke_abi::audit::MARK;
+
+    #[test]
+    fn a_scene_that_cannot_be_played_is_one_finding_among_others() {
+        let cell = |model| Cell {
+            scene: "mutex_lock".into(),
+            configuration: Configuration::new(model, Preempt::None).unwrap(),
+            vcpus: 1,
+        };
+        let mut played = Findings::none(cell(Model::Process), 7);
+        let mut registers = [0; 16];
+        registers[13] = MARK;
+        played.states.insert(State {
+            entry: Some("mutex_lock"),
+            registers,
+        });
+        let other = Findings::none(cell(Model::Interrupt), 7);
+        assert_eq!(differences(&[played.clone(), other]).len(), 1);
+        let unplayed = Findings::unplayed(cell(Model::Interrupt), "hangs");
+        assert!(differences(&[played, unplayed.clone()]).is_empty());
+        assert_eq!(unplayed.diverged.len(), 1);
+    }
 }

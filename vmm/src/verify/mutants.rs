@@ -228,7 +228,7 @@ fn look_in(
             what,
         })
     };
-    let sane = Explorer::new(cell.clone(), None)?;
+    let sane = Explorer::new(cell.clone(), None).map_err(|unplayable| unplayable.of(cell))?;
     let machine = cell.machine()?.mutate(mutant)?;
     let findings = match Explorer::with(cell.clone(), machine, Some(&sane)) {
         Ok(explorer) => explorer.explore(plan, &|findings| findings.diverged.is_empty())?,

@@ -83,6 +83,10 @@ impl Verification {
         let option = into.map_or_else(String::new, |into| format!(" --into {into}"));
         for cell in &self.cells {
             for divergence in &cell.diverged {
+                if divergence.point == 0 {
+                    let _ = writeln!(text, "\n{}: {}", cell.cell, divergence.what);
+                    continue;
+                }
                 let _ = writeln!(
                     text,
                     "\n{}, point {} and {} like it, at {}: {}\n  replay: flukevm verify {} --model {} --preempt {} --vcpus {}{option} --replay {}:{}",
