@@ -69,7 +69,6 @@ mutants! {
     connection_broken: "A connection breaks with the thread, though its state was exported.";
     client_forgotten: "Who waits for a reply of a thread that is destroyed goes on waiting.";
     reply_unlooked: "Who replies does not look whether the client still waits.";
-    server_left: "A server that is given a message on the fast path stays in the queue of its port set.";
     waiter_left: "A destroyed client stays in the queue of its port.";
     sleeper_left: "A destroyed thread stays among those that sleep by the clock.";
     attention_not_called: "A thread that enables exceptions does not look at those held back.";

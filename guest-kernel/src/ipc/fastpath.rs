@@ -67,9 +67,6 @@ impl Kernel {
         thread.frame.r15 = alias;
         thread.idempotent_client = Some(client);
         let next = complete(thread, words);
-        if mutant!(server_left) {
-            self.psets[pset].servers.push(&mut self.threads, server);
-        }
         self.sleep(client, Wait::Reply(server));
         Some(next)
     }
