@@ -164,7 +164,7 @@ pub fn hand_over(call: &mut Call, (to, priority): (Id<Entity>, u8)) -> Result<()
     if !lock::is_wanted() && held.hand_over(from, to, priority) {
         lock::release_kernel_in(&mut held, from);
         Call::current().leaves();
-        // SAFETY: all is ready for that.
+        // SAFETY: the frame is that of the thread that has been handed the CPU, and `in_user` is set.
         unsafe { lock::leave() }
     }
     held.make_ready(to, priority);
@@ -201,7 +201,7 @@ fn leave(call: &mut Call) {
         return;
     }
     call.leaves();
-    // SAFETY: all is ready for that.
+    // SAFETY: the frame is that of the current thread, and `prepare_user` has set `in_user`.
     unsafe { lock::leave() }
 }
 
