@@ -58,6 +58,10 @@ pub struct Outcome {
     pub target: [u64; RESULTS_MAX],
     /// The same of its partner.
     pub partner: [u64; RESULTS_MAX],
+    /// What was left of the parameters of the target's calls: a digest of their registers afterwards, in order.
+    pub target_left: [u64; RESULTS_MAX],
+    /// The same of its partner.
+    pub partner_left: [u64; RESULTS_MAX],
     /// Digest of all memory that the calls fill.
     pub memory: u64,
 }

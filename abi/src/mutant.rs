@@ -45,6 +45,7 @@ macro_rules! mutants {
 
 mutants! {
     pointer_not_advanced: "The receiver's pointer stays where it was after a piece of a message.";
+    words_kept: "On the fast path the receiver's registers stay as they were.";
     advanced_before_copy: "A message moves on in both threads' registers before its memory was looked up.";
     table_not_advanced: "The pointer into a table of buffers stays, while its count goes down.";
     reference_again: "The count of references goes down, the pointer into their table does not.";

@@ -154,8 +154,10 @@ type Next = (Id<Entity>, u8);
 
 /// A thread that waits has so many words, and its transfer is done. It is to run, which it will by [`hand_over`].
 fn complete(thread: &mut Thread, words: u64) -> Next {
-    thread.frame.r10 += words * WORD_SIZE;
-    thread.frame.r8 -= words;
+    if !mutant!(words_kept) {
+        thread.frame.r10 += words * WORD_SIZE;
+        thread.frame.r8 -= words;
+    }
     thread.complete_transfer(Status::Success);
     thread.run = Run::Scheduled;
     (thread.entity, thread.priority)

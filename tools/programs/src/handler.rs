@@ -148,16 +148,17 @@ pub fn set(handlers: Handlers) {
 /// # Safety
 /// The kernel may write wherever the registers point. The caller has the handlers installed, if the
 /// call can raise an exception.
-pub unsafe fn call(rax: u64, rest: [u64; 9]) -> u64 {
+pub unsafe fn call(rax: u64, mut rest: [u64; 9]) -> u64 {
     // SAFETY: the caller's.
-    unsafe { call_marked(rax, rest, 0) }
+    unsafe { call_marked(rax, &mut rest, 0) }
 }
 
-/// As [`call`], with that in `rbp`, `rbx` and `xmm15`, which no call uses; [`LOST`] if it is not there afterwards.
+/// As [`call`], with that in `rbp`, `rbx` and `xmm15`, which no call uses; [`LOST`] if it is not there afterwards. The
+/// parameters are then what is left of them, but for the first, which the handlers use.
 ///
 /// # Safety
 /// As of [`call`].
-pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
+pub unsafe fn call_marked(rax: u64, rest: &mut [u64; 9], mark: u64) -> u64 {
     let (result, rbx, xmm15): (u64, u64, u64);
     // SAFETY: the caller's promise; the gate returns, after an exception too.
     unsafe {
@@ -174,14 +175,14 @@ pub unsafe fn call_marked(rax: u64, rest: [u64; 9], mark: u64) -> u64 {
             gate = const GATE,
             inout("rax") rax => result,
             inout("rdi") rest[0] => _,
-            inout("rsi") rest[1] => _,
-            inout("rdx") rest[2] => _,
-            inout("r10") rest[3] => _,
-            inout("r8") rest[4] => _,
-            inout("r9") rest[5] => _,
-            inout("r12") rest[6] => _,
-            inout("r13") rest[7] => _,
-            inout("r14") rest[8] => _,
+            inout("rsi") rest[1] => rest[1],
+            inout("rdx") rest[2] => rest[2],
+            inout("r10") rest[3] => rest[3],
+            inout("r8") rest[4] => rest[4],
+            inout("r9") rest[5] => rest[5],
+            inout("r12") rest[6] => rest[6],
+            inout("r13") rest[7] => rest[7],
+            inout("r14") rest[8] => rest[8],
             inout("r15") 0u64 => _,
             inout("r11") mark => rbx,
             inout("xmm15") mark => xmm15,

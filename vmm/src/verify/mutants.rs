@@ -75,7 +75,7 @@ const fn habitat(mutant: Mutant) -> (Kernels, &'static [&'static str]) {
         }
         Mutant::attention_not_called => (All, &["mutex_lock-interrupt"]),
         Mutant::client_forgotten => (All, &["ipc_reply_wait_receive"]),
-        Mutant::reply_unlooked => (All, &["ipc_call-served"]),
+        Mutant::reply_unlooked | Mutant::words_kept => (All, &["ipc_call-served"]),
         Mutant::waiter_left => (All, &["ipc_call"]),
         Mutant::fpu_not_exported | Mutant::register_not_exported => (All, &["mutex_lock"]),
         Mutant::sleeper_left | Mutant::doorbell_lost => (All, &["thread_sleep"]),

@@ -62,8 +62,17 @@ pub fn difference(outcome: &Outcome, undisturbed: &Outcome) -> Option<String> {
                 format!("call {} of the {who} ended with {now}, not {then}", n + 1)
             })
     };
+    let left = |who, now: &[u64], then: &[u64]| {
+        let n = now.iter().zip(then).position(|(now, then)| now != then)?;
+        Some(format!(
+            "after call {} of the {who}, other is left of its parameters",
+            n + 1
+        ))
+    };
     pairs("target", &outcome.target, &undisturbed.target)
         .or_else(|| pairs("partner", &outcome.partner, &undisturbed.partner))
+        .or_else(|| left("target", &outcome.target_left, &undisturbed.target_left))
+        .or_else(|| left("partner", &outcome.partner_left, &undisturbed.partner_left))
         .or_else(|| {
             (outcome.memory != undisturbed.memory)
                 .then(|| "the memory that the calls fill is otherwise".into())

@@ -37,6 +37,8 @@ const NOTHING: Told = Told {
     outcome: Outcome {
         target: [0; RESULTS_MAX],
         partner: [0; RESULTS_MAX],
+        target_left: [0; RESULTS_MAX],
+        partner_left: [0; RESULTS_MAX],
         memory: 0,
     },
     state: NO_STATE,
@@ -69,6 +71,7 @@ static BUSY: AtomicU64 = AtomicU64::new(0);
 struct Player {
     script: &'static Script,
     results: *mut [u64; RESULTS_MAX],
+    left: *mut [u64; RESULTS_MAX],
     filled: &'static [(u64, u64)],
 }
 
@@ -84,19 +87,22 @@ unsafe extern "C" fn play(player: *const Player) -> ! {
     handler::install();
     let mut next = 0;
     loop {
-        while let Some(&(word, registers)) = calls.get(next) {
+        while let Some(&(word, mut registers)) = calls.get(next) {
             // Not a constant, which the compiler could come to have in `rbp` elsewhere.
             let mark = core::hint::black_box(if *marked == Some(next) { MARK } else { 0 });
             // SAFETY: whatever the registers point to is leaked, and the handlers are installed.
             let result = unsafe {
                 match word.0 {
                     scenes::PEEK => handler::peek(registers[0]),
-                    word => handler::call_marked(word, registers, mark),
+                    word => handler::call_marked(word, &mut registers, mark),
                 }
             };
             if *after == After::Done {
                 // SAFETY: this player's alone; `Scene` has no longer scripts.
-                unsafe { (*player.results)[next] = result };
+                unsafe {
+                    (*player.results)[next] = result;
+                    (*player.left)[next] = digest(&[left(&registers)]);
+                }
             }
             next += 1;
         }
@@ -111,6 +117,12 @@ unsafe extern "C" fn play(player: *const Player) -> ! {
         tell(&PLAYED, News::Done);
     }
     thread::sleep_forever()
+}
+
+/// Where parameters are, but for the first: address and bytes.
+fn left(registers: &[u64; 9]) -> (u64, u64) {
+    let left = &registers[1..];
+    (left.as_ptr() as u64, size_of_val(left) as u64)
 }
 
 /// FNV-1a of ranges of memory: address and bytes.
@@ -257,9 +269,13 @@ fn run(name: &str, elsewhere: bool) -> Result<(), Status> {
     let outcome = PLAYED.0.get();
     // SAFETY: places for the results, one for each player.
     let results = unsafe {
+        let outcome = &raw mut (*outcome).outcome;
         [
-            &raw mut (*outcome).outcome.target,
-            &raw mut (*outcome).outcome.partner,
+            (&raw mut (*outcome).target, &raw mut (*outcome).target_left),
+            (
+                &raw mut (*outcome).partner,
+                &raw mut (*outcome).partner_left,
+            ),
         ]
     };
     let priority = PRIORITY_DEFAULT + 2;
@@ -275,7 +291,8 @@ fn run(name: &str, elsewhere: bool) -> Result<(), Status> {
     for (n, thread) in [target, partner].into_iter().enumerate() {
         let player = Player {
             script: scripts[n],
-            results: results[n],
+            results: results[n].0,
+            left: results[n].1,
             filled,
         };
         states.push((thread, make(thread, player, priorities[n])?));
