@@ -485,7 +485,14 @@ impl Scheduler {
             return;
         };
         entity.duties.remove(Duties::SLEEP);
-        if entity.state == State::Asleep && !mutant!(doorbell_lost) {
+        if !mutant!(doorbell_lost) {
+            self.wake_sleeper(id);
+        }
+    }
+
+    /// A thread that sleeps by the clock wakes before its time.
+    fn wake_sleeper(&mut self, id: Id<Entity>) {
+        if self.entities[id].state == State::Asleep {
             self.sleepers.remove(&mut self.entities, id);
             self.queue(id);
         }
@@ -531,6 +538,14 @@ impl Scheduler {
         self.cpus[cpu as usize].demands |= Demands::ATTEND;
         self.kick(cpu);
         true
+    }
+
+    /// Makes a thread that is not off look at what others want of it as soon as it can: one that sleeps by the
+    /// clock wakes for it.
+    pub fn rouse(&mut self, id: Id<Entity>) {
+        if !self.call_attention(id) {
+            self.wake_sleeper(id);
+        }
     }
 
     /// Whether the running thread has something to look at; it will now.
@@ -1028,6 +1043,18 @@ mod tests {
         assert_eq!(order, [ids[1], ids[2], ids[0]]);
         let attends = ids.map(|id| scheduler.entities[id].duties.contains(Duties::ATTEND));
         assert_eq!(attends, [false, false, true]);
+    }
+
+    #[test]
+    fn who_is_roused_attends_even_if_it_has_just_fallen_asleep() {
+        let (mut scheduler, [id]) = threads([5]);
+        scheduler.run_now(id);
+        scheduler.sleep_until(id, u64::MAX, false);
+        scheduler.make_way(id);
+        scheduler.rouse(id);
+        scheduler.cpus[0].demands = Demands::empty();
+        assert_eq!(next(&mut scheduler), Some(id));
+        assert!(scheduler.take_attention(id));
     }
 
     /// Preemption points look at it: without, who stays in the kernel for long would not make way.

@@ -445,15 +445,17 @@ impl Kernel {
     pub fn post(&mut self, id: Id<Thread>, pending: ThreadFlags) {
         let thread = &mut self.threads[id];
         thread.set_flags(pending, true);
-        // A thread on a CPU delivers to itself on its way out of the kernel.
-        let running = thread.run == Run::Scheduled && scheduler().call_attention(thread.entity);
-        if !running {
-            self.deliver_pending(id);
+        if thread.run != Run::Scheduled {
+            return self.deliver_pending(id);
+        }
+        // It may be on a CPU at any moment: it delivers to itself on its way out of the kernel.
+        if thread.flags().contains(ThreadFlags::EXCEPTION_ENABLE) {
+            scheduler().rouse(thread.entity);
         }
     }
 
-    /// Lets a thread take an asynchronous exception held back, if it can: the caller, or one that is on
-    /// no CPU.
+    /// Lets a thread take an asynchronous exception held back, if it can: the caller, or one that is not
+    /// scheduled.
     pub fn deliver_pending(&mut self, id: Id<Thread>) {
         let thread = &mut self.threads[id];
         let pending = thread.flags();

@@ -149,7 +149,8 @@ impl Kernel {
         let thread = &mut self.threads[id];
         if thread.run == Run::Scheduled {
             thread.stop_requested = true;
-            scheduler().call_attention(thread.entity);
+            // By now it may sleep by the clock, for which it does not need the kernel's state.
+            scheduler().rouse(thread.entity);
             return false;
         }
         self.time_unused(id);
