@@ -10,14 +10,17 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use sha2::{Digest, Sha256};
 
 use flukevm::config::{Configuration, GuestFile, MEMORY_DEFAULT, MEMORY_MIN, Preempt, VmConfig};
+use flukevm::inspect::View;
 use flukevm::stop::StopReason;
 use flukevm::vm::{Outcome, Vm};
 
 /// The fewest, and more than most hosts have.
 const VCPUS: &[u32] = &[1, 4];
 const THREADS: usize = 2;
-/// A case that runs for longer hangs.
+/// A case that runs for longer hangs, and is looked into.
 const PATIENCE: Duration = Duration::from_secs(150);
+/// And once more so much later.
+const LATER: Duration = Duration::from_secs(5);
 /// A program that never ends runs for so long: enough to say so first, on a busy host too.
 const SPIN: Duration = Duration::from_secs(2);
 /// What `sha256tree` hashes: a size that is no whole number of its chunks, and of pages.
@@ -43,7 +46,7 @@ struct Case {
     args: Vec<String>,
     files: Vec<GuestFile>,
     memory: u64,
-    timeout: Duration,
+    timeout: Option<Duration>,
     end: End,
     /// Each must be in what the guest prints; `{cpus}` stands for the number of vCPUs.
     lines: Vec<String>,
@@ -64,7 +67,7 @@ impl Case {
                 .collect(),
             files: Vec::new(),
             memory: MEMORY_DEFAULT,
-            timeout: PATIENCE,
+            timeout: None,
             end,
             lines: lines.iter().map(ToString::to_string).collect(),
             check: |_| Ok(()),
@@ -95,7 +98,7 @@ fn cases() -> Vec<Case> {
     hello.files = vec![file("data", vec![1; 5]), file("empty", Vec::new())];
 
     let mut spin = Case::new("spin", End::Timeout, &["spinning\n"]);
-    spin.timeout = SPIN;
+    spin.timeout = Some(SPIN);
 
     let mut exhaust = Case::new("exhaust", End::Exited(0), &["Threads until", "Tasks until"]);
     exhaust.check = |text| match text.matches(": ok\n").count() {
@@ -380,14 +383,50 @@ fn sha256tree(name: &'static str, size: usize) -> Case {
 fn run(case: &Case, configuration: Configuration, vcpus: u32) -> Result<(), Failed> {
     let mut config = VmConfig::fluke(configuration, case.program, &case.args)?
         .vcpus(vcpus)
-        .memory(case.memory)
-        .timeout(case.timeout);
+        .memory(case.memory);
+    if let Some(timeout) = case.timeout {
+        config = config.timeout(timeout);
+    }
     for GuestFile { name, data } in &case.files {
         config = config.file(name, data.clone());
     }
-    let outcome = Vm::new(config)?.run()?;
+    let mut vm = Vm::new(config)?;
+    vm.resume();
+    let Some(stop) = vm.wait(PATIENCE) else {
+        return Err(hung(vm).into());
+    };
+    let outcome = vm.finish(stop);
     check(case, vcpus, &outcome)
         .map_err(|why| format!("{why}\nthe guest printed:\n{}", outcome.console_text()).into())
+}
+
+/// What there is to see of a machine that hangs, or is slow: now, and a little later.
+fn hung(mut vm: Vm) -> String {
+    let mut seen = format!("it still ran after {} s", PATIENCE.as_secs());
+    let mut stop = None;
+    for (when, after) in [("Now", Duration::ZERO), ("Later", LATER)] {
+        stop = stop.or_else(|| vm.wait(after));
+        stop = stop.or_else(|| vm.pause().err());
+        seen += &format!("\n\n{when}:");
+        let stacks = (0..vm.status().vcpus).map(|cpu| View::Stack { cpu });
+        for view in [View::Cpus, View::Queues, View::Threads]
+            .into_iter()
+            .chain(stacks)
+        {
+            let text = vm.inspect(&view).map_or_else(|e| e.to_string(), |r| r.text);
+            seen += &format!("\n{view:?}:\n{text}");
+        }
+        vm.resume();
+    }
+    let outcome = vm.finish(stop.unwrap_or(StopReason::Timeout(PATIENCE)));
+    for (vcpu, stats) in outcome.stats.iter().enumerate() {
+        seen += &format!("\nvCPU {vcpu}: {:?}", stats.kernel);
+    }
+    format!(
+        "{seen}\n{}, having printed:\n{}",
+        outcome.stop,
+        outcome.console_text()
+    )
 }
 
 fn check(case: &Case, vcpus: u32, outcome: &Outcome) -> Result<(), String> {
