@@ -12,7 +12,7 @@ use fluke_abi::code::{Exception, Insanity, Status};
 use fluke_abi::entry::Entry;
 use fluke_abi::ipc::{Flavour, WORD_SIZE};
 
-use super::transfer::{Cursor, Outcome, Trouble, piece};
+use super::transfer::{Cursor, Outcome, Trouble, piece, received, sent_all};
 use super::{Port, Pset};
 use crate::arena::Id;
 use crate::call::{Call, Done, Stop};
@@ -519,6 +519,9 @@ fn meet(
             if !mutant!(connect_again) {
                 kernel.threads[client].become_entry(next);
             }
+            if caller == client {
+                kernel.send_at_once(client, server);
+            }
             if caller == server {
                 kernel.wait_instead(client, Wait::Send(Side::Client));
             }
@@ -596,6 +599,22 @@ fn deliver_words(call: &mut Call, client: Id<Thread>, words: &[u64]) -> Done {
 }
 
 impl Kernel {
+    /// Sends the message of a client that has just connected, if nothing is in the way, as most often. Else the next
+    /// stage does.
+    #[inline]
+    fn send_at_once(&mut self, client: Id<Thread>, server: Id<Thread>) {
+        let (from, to) = (&self.threads[client], &self.threads[server]);
+        let Some(words) = self.copy_at_once(from, self.view_of(from), to) else {
+            return;
+        };
+        sent_all(&mut self.threads[client].frame);
+        let to = &mut self.threads[server].frame;
+        received(to, words);
+        if mutant!(pointer_not_advanced) {
+            to.r10 -= words * WORD_SIZE;
+        }
+    }
+
     /// Completes the transfer of a thread, and wakes it if it sleeps.
     fn finish(&mut self, id: Id<Thread>, status: Status) {
         self.threads[id].complete_transfer(status);

@@ -8,22 +8,17 @@
 
 use fluke_abi::code::Status;
 use fluke_abi::entry::Entry;
-use fluke_abi::ipc::{Flavour, WORD_SIZE};
-use fluke_abi::layout::VM_MAX;
+use fluke_abi::ipc::Flavour;
 use fluke_abi::object::OBJECT_SIZE;
 use fluke_abi::state::Prot;
 
-use super::engine;
-use super::transfer::page_rest;
-use super::{Port, Pset};
-use crate::arch::memory::copy_words;
+use super::{Port, Pset, engine, transfer};
 use crate::arena::Id;
 use crate::boundary::hand_over;
 use crate::call::{Call, Done};
 use crate::kernel::Kernel;
-use crate::mm::access::View;
-use crate::mm::page_table;
-use crate::mutant::{dawdle, mutant};
+use crate::mm::access::{View, mapped};
+use crate::mutant::mutant;
 use crate::object::{Link, Object};
 use crate::reference::Ref;
 use crate::sched::Entity;
@@ -61,6 +56,9 @@ impl Kernel {
         let &Port { alias, pset, .. } = self.ports.get(port)?;
         let pset = pset?;
         let (_, waiting) = self.psets[pset].servers.front(&self.threads)?;
+        if waiting.scheduler.is_some() {
+            return None;
+        }
         let words = self.copy_at_once(thread, view, waiting)?;
         let (server, thread) = self.psets[pset].servers.pop(&mut self.threads)?;
         thread.frame.rax = thread.word().with_flavour(Flavour::Idempotent as u8).0;
@@ -80,6 +78,7 @@ impl Kernel {
         let waiting = self.threads.get(client)?;
         let plain = waiting.run == Run::Waiting(Wait::Reply(server))
             && waiting.exception.is_none()
+            && waiting.scheduler.is_none()
             && thread.connection(Side::Server).is_none();
         if !plain {
             return None;
@@ -99,26 +98,6 @@ impl Kernel {
         Some(next)
     }
 
-    /// Copies the caller's message to a thread that the kernel schedules, if it is one piece that both have
-    /// mapped. Its words.
-    #[inline(always)]
-    fn copy_at_once(&self, from: &Thread, view: View, to: &Thread) -> Option<u64> {
-        let (word, words) = (from.word(), from.frame.rdx);
-        let whole = word.send_buffers() == 0 && word.send_refs() == 0 && words <= to.frame.r8;
-        if !whole || to.scheduler.is_some() {
-            return None;
-        }
-        if words > 0 {
-            if mutant!(slow_transfer) {
-                dawdle();
-            }
-            let source = piece(view, from.frame.rsi, words, Prot::READ)?;
-            let target = piece(self.view_of(to), to.frame.r10, words, Prot::WRITE)?;
-            copy_words(source, target, words);
-        }
-        Some(words)
-    }
-
     /// The object of type `T` at an address in a page that is mapped.
     #[inline]
     fn find<T: Object>(&self, view: View, handle: u64) -> Option<Id<T>> {
@@ -129,34 +108,14 @@ impl Kernel {
     }
 }
 
-/// Physical address of words in a page that a thread has mapped.
-#[inline]
-fn piece(view: View, address: u64, words: u64, access: Prot) -> Option<u64> {
-    let fits = address.is_multiple_of(WORD_SIZE) && words <= page_rest(address);
-    if fits {
-        mapped(view, address, access)
-    } else {
-        None
-    }
-}
-
-/// Physical address of a byte in a page that a thread has mapped.
-#[inline]
-fn mapped(view: View, address: u64, access: Prot) -> Option<u64> {
-    if address >= VM_MAX {
-        return None;
-    }
-    page_table::lookup(view.table, address, access)
-}
-
 /// Who is to run next: for the scheduler, and at which priority.
 type Next = (Id<Entity>, u8);
 
 /// A thread that waits has so many words, and its transfer is done. It is to run, which it will by [`hand_over`].
+#[inline(always)]
 fn complete(thread: &mut Thread, words: u64) -> Next {
     if !mutant!(words_kept) {
-        thread.frame.r10 += words * WORD_SIZE;
-        thread.frame.r8 -= words;
+        transfer::received(&mut thread.frame, words);
     }
     thread.complete_transfer(Status::Success);
     thread.run = Run::Scheduled;

@@ -11,8 +11,8 @@ use crate::arch::memory::copy_words;
 use crate::arena::Id;
 use crate::call::Stop;
 use crate::kernel::Kernel;
-use crate::mm::access::View;
-use crate::mutant::mutant;
+use crate::mm::access::{View, mapped};
+use crate::mutant::{dawdle, mutant};
 use crate::reference::Ref;
 use crate::thread::Thread;
 
@@ -115,6 +115,29 @@ pub const fn page_rest(address: u64) -> u64 {
     WORDS - address / WORD_SIZE % WORDS
 }
 
+/// The registers of a thread that has sent all of its current buffer.
+pub const fn sent_all(frame: &mut Frame) {
+    frame.rsi += frame.rdx * WORD_SIZE;
+    frame.rdx = 0;
+}
+
+/// The registers of a thread that has received so many words.
+pub const fn received(frame: &mut Frame, words: u64) {
+    frame.r10 += words * WORD_SIZE;
+    frame.r8 -= words;
+}
+
+/// Physical address of words in a page that a thread has mapped.
+#[inline(always)]
+fn words_mapped(view: View, address: u64, words: u64, access: Prot) -> Option<u64> {
+    let fits = address.is_multiple_of(WORD_SIZE) && words <= page_rest(address);
+    if fits {
+        mapped(view, address, access)
+    } else {
+        None
+    }
+}
+
 /// One of the two threads in a transfer.
 pub struct Party {
     view: View,
@@ -164,6 +187,26 @@ impl Kernel {
         }
     }
 
+    /// What most often a whole transfer is: copies a message from a thread, whose memory is `view`, to another, if it
+    /// is one piece that both have mapped and for which there is room. Its words; the registers stay.
+    #[inline(always)]
+    pub fn copy_at_once(&self, from: &Thread, view: View, to: &Thread) -> Option<u64> {
+        let (word, words) = (from.word(), from.frame.rdx);
+        let whole = word.send_buffers() == 0 && word.send_refs() == 0 && words <= to.frame.r8;
+        if !whole {
+            return None;
+        }
+        if words > 0 {
+            if mutant!(slow_transfer) {
+                dawdle();
+            }
+            let source = words_mapped(view, from.frame.rsi, words, Prot::READ)?;
+            let target = words_mapped(self.view_of(to), to.frame.r10, words, Prot::WRITE)?;
+            copy_words(source, target, words);
+        }
+        Some(words)
+    }
+
     /// Moves data and references until one side has no more, or `most` words have moved. The cursors
     /// always say what is left, also on trouble.
     pub fn transfer(
@@ -184,7 +227,7 @@ impl Kernel {
             stop,
         };
         if mutant!(slow_transfer) {
-            crate::mutant::dawdle();
+            dawdle();
         }
         let mut left = most;
         loop {

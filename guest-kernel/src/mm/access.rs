@@ -28,6 +28,15 @@ pub struct View {
     pub table: u64,
 }
 
+/// Physical address of a byte in a page that a thread has in its page table.
+#[inline]
+pub fn mapped(view: View, address: u64, access: Prot) -> Option<u64> {
+    if address >= VM_MAX {
+        return None;
+    }
+    page_table::lookup(view.table, address, access)
+}
+
 impl Kernel {
     /// Physical address of a byte of a thread's memory. Soft faults are remedied on the way;
     /// [`Stop::Fault`] is a hard fault, or an access that the thread does not have.
@@ -62,12 +71,10 @@ impl Kernel {
     /// As [`translate`](Self::translate).
     #[inline]
     pub fn translate_in(&mut self, view: View, address: u64, access: Prot) -> Result<u64, Stop> {
-        if address < VM_MAX
-            && let Some(physical) = page_table::lookup(view.table, address, access)
-        {
-            return Ok(physical);
+        match mapped(view, address, access) {
+            Some(physical) => Ok(physical),
+            None => self.fault_in(view.id, address, access),
         }
-        self.fault_in(view.id, address, access)
     }
 
     /// As [`translate`](Self::translate), for what is in no page table of a program's, as far as is known.
