@@ -31,9 +31,6 @@ pub struct View {
 /// Physical address of a byte in a page that a thread has in its page table.
 #[inline]
 pub fn mapped(view: View, address: u64, access: Prot) -> Option<u64> {
-    if address >= VM_MAX {
-        return None;
-    }
     page_table::lookup(view.table, address, access)
 }
 
@@ -90,7 +87,7 @@ impl Kernel {
                 filled
             }
             Some(space) if address >= KERNEL_IMAGE && space == self.own_space => {
-                page_table::lookup(self.view(id).table, address, access).ok_or(own)
+                page_table::lookup_in_kernel(self.view(id).table, address, access).ok_or(own)
             }
             _ => Err(own),
         };
