@@ -1,8 +1,12 @@
-//! Arenas: all objects of one type, in one run of memory, named by index and generation.
+//! Arenas: all objects of one type, in one run of memory, named by place and generation.
 //!
 //! An [`Id`] of a destroyed object never finds the object that took its place, so links between
 //! objects need no reference counts and no back lists: a dead link is one that finds nothing.
 //! Capacity is fixed at boot; a full arena is an error to whoever wanted an object.
+//!
+//! Looking an object up is most of what the kernel does, so it is an addition and a comparison: an id says where
+//! the slot is, in bytes, and each slot says which id it answers to. There is nothing to check before, because an
+//! id comes from the only arena of its type, whose slots stay.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -14,48 +18,28 @@ use core::ptr::NonNull;
 /// Names an object of type `T` for as long as it lives. An `Option` of it is as small.
 #[repr(transparent)]
 pub struct Id<T> {
-    /// Position in the arena, and above it the generation, which is odd.
+    /// Where its slot is, in bytes from the start of the arena, and above it the generation, which is odd.
     bits: NonZeroU64,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Id<T> {
-    /// Names nothing, ever.
-    pub const NONE: Self = Self::new(NONE, 1);
+    /// Names nothing, ever: an even generation, and one at which a slot that is free is not the next that is.
+    pub const NONE: Self = Self {
+        bits: NonZeroU64::new((u32::MAX as u64 - 1) << 32).unwrap(),
+        kind: PhantomData,
+    };
 
-    /// The name of what lives at `index` since that generation.
+    /// Where the object is, in bytes from the start of its arena: objects that live at the same time are in
+    /// different places.
     #[inline]
-    pub const fn new(index: u32, generation: u32) -> Self {
-        // An odd number stays what it is.
-        let bits = ((generation | 1) as u64) << 32 | index as u64;
-        Self {
-            bits: match NonZeroU64::new(bits) {
-                Some(bits) => bits,
-                None => NonZeroU64::MAX,
-            },
-            kind: PhantomData,
-        }
-    }
-
-    /// The same name, as that of an object of another type.
-    #[inline]
-    pub const fn cast<U>(self) -> Id<U> {
-        Id {
-            bits: self.bits,
-            kind: PhantomData,
-        }
-    }
-
-    /// Position in the arena; objects that live at the same time have different ones.
-    #[inline]
-    pub const fn index(self) -> u32 {
+    pub const fn offset(self) -> u32 {
         self.bits.get() as u32
     }
 
-    /// Which of the objects that have lived there.
-    #[inline]
-    pub const fn generation(self) -> u32 {
-        (self.bits.get() >> 32) as u32
+    /// Which of the places it has, from 0 on.
+    pub const fn index(self) -> u32 {
+        self.offset() / Slot::<T>::BYTES
     }
 }
 
@@ -90,21 +74,23 @@ pub const fn same<T>(a: Option<Id<T>>, b: Option<Id<T>>) -> bool {
 
 impl<T> fmt::Debug for Id<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}.{}", self.index(), self.generation())
+        write!(f, "#{}.{}", self.index(), self.bits.get() >> 32)
     }
 }
 
 /// Where an object of type `T` is that is alive as long as this is kept. An `Option` of it is as small.
 #[repr(transparent)]
 pub struct Position<T> {
-    /// The bits of its index, inverted: those of [`NONE`] are all ones.
-    inverted: NonZeroU32,
+    /// The offset of its slot, with a bit that no offset has.
+    marked: NonZeroU32,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Position<T> {
-    const fn index(self) -> u32 {
-        !self.inverted.get()
+    const MARK: u32 = 1;
+
+    const fn offset(self) -> u32 {
+        self.marked.get() - Self::MARK
     }
 }
 
@@ -112,8 +98,7 @@ impl<T> From<Id<T>> for Position<T> {
     #[inline]
     fn from(id: Id<T>) -> Self {
         Self {
-            // That of `Id::NONE`, which is nowhere, becomes another place where nothing is.
-            inverted: NonZeroU32::new(!id.index()).unwrap_or(NonZeroU32::MIN),
+            marked: NonZeroU32::MIN | id.offset(),
             kind: PhantomData,
         }
     }
@@ -129,7 +114,7 @@ impl<T> Copy for Position<T> {}
 
 impl<T> PartialEq for Position<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.inverted == other.inverted
+        self.marked == other.marked
     }
 }
 
@@ -137,54 +122,49 @@ impl<T> Eq for Position<T> {}
 
 impl<T> fmt::Debug for Position<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.index())
+        write!(f, "#{}", self.offset() / Slot::<T>::BYTES)
     }
 }
 
 /// No slot.
 const NONE: u32 = u32::MAX;
+/// Bit of the name of a slot that holds an object.
+const ALIVE: u64 = 1 << 32;
 
 /// The object comes first, and has what alignment the slots have.
 #[repr(C)]
 struct Slot<T> {
     value: MaybeUninit<T>,
-    /// While the slot holds an object, its own position; while it does not, the next free slot.
-    next: u32,
-    /// Odd while the slot holds an object. The two words are then the object's name.
-    generation: u32,
+    /// The generation, odd while the slot holds an object, and below it the slot's own offset: the object's id. While
+    /// it holds none, the offset is that of the next free slot.
+    name: u64,
 }
 
 impl<T> Slot<T> {
-    /// Whether it holds the object of that name.
-    #[inline]
-    const fn holds(&self, id: Id<T>) -> bool {
-        self.word() == id.bits.get()
-    }
+    const BYTES: u32 = size_of::<Self>() as u32;
 
-    /// The name of the object that it holds.
+    /// The id of the object that it holds.
     #[inline]
-    const fn name(&self) -> Option<Id<T>> {
-        if self.generation.is_multiple_of(2) {
+    const fn id(&self) -> Option<Id<T>> {
+        if self.name & ALIVE == 0 {
             return None;
         }
         Some(Id {
-            // SAFETY: an odd number is part of it.
-            bits: unsafe { NonZeroU64::new_unchecked(self.word()) },
+            // SAFETY: it has that bit.
+            bits: unsafe { NonZeroU64::new_unchecked(self.name) },
             kind: PhantomData,
         })
-    }
-
-    const fn word(&self) -> u64 {
-        (self.generation as u64) << 32 | self.next as u64
     }
 }
 
 /// All objects of type `T`.
 pub struct Arena<T> {
     slots: NonNull<Slot<T>>,
-    capacity: u32,
-    /// Slots from here on were never used; their memory is still zero.
+    /// Bytes of slots.
+    size: u32,
+    /// Slots from this offset on were never used; their memory is still zero.
     fresh: u32,
+    /// The slot that was freed last.
     free: u32,
     live: u32,
 }
@@ -196,27 +176,19 @@ impl<T> Arena<T> {
     /// Bytes that one object takes.
     pub const STRIDE: usize = size_of::<Slot<T>>();
 
-    /// An arena with room for nothing.
-    pub const fn empty() -> Self {
-        Self {
-            slots: NonNull::dangling(),
-            capacity: 0,
-            fresh: 0,
-            free: NONE,
-            live: 0,
-        }
-    }
-
-    /// An arena in `bytes` of zeroed memory at `memory`.
+    /// An arena in `bytes` of zeroed memory at `memory`, of which it uses less than 2 GiB.
     ///
     /// # Safety
-    /// The memory must be valid, aligned to 64 bytes, zero, used by nobody else, and stay so.
+    /// The memory must be valid, aligned to 64 bytes, zero, used by nobody else, and stay so. The arena may
+    /// be asked only about ids and positions that it has given.
     pub unsafe fn new(memory: NonNull<u8>, bytes: usize) -> Self {
         const { assert!(align_of::<Slot<T>>() <= 64) };
-        let capacity = (bytes / Self::STRIDE).min(NONE as usize - 1) as u32;
+        let slots = bytes.min(i32::MAX as usize) / Self::STRIDE;
+        // So that `Id::NONE` looks at memory that is there.
+        assert!(slots > 0, "an arena without room");
         Self {
             slots: memory.cast(),
-            capacity,
+            size: (slots * Self::STRIDE) as u32,
             fresh: 0,
             free: NONE,
             live: 0,
@@ -228,57 +200,60 @@ impl<T> Arena<T> {
         self.live
     }
 
-    /// Objects there is room for in all.
-    pub const fn capacity(&self) -> u32 {
-        self.capacity
+    /// The slot at an offset that an id or a position has, or that is below `fresh`.
+    #[inline]
+    fn slot(&self, offset: u32) -> &Slot<T> {
+        // SAFETY: ids and positions are of this arena, so there is a slot; and never used ones are zero, which is one
+        // without an object.
+        unsafe { self.slots.byte_add(offset as usize).as_ref() }
     }
 
+    /// As [`slot`](Self::slot).
     #[inline]
-    fn slot(&self, index: u32) -> Option<&Slot<T>> {
-        // SAFETY: slots below `fresh` lie in the arena's memory and are initialised.
-        (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_ref() })
-    }
-
-    #[inline]
-    fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
+    fn slot_mut(&mut self, offset: u32) -> &mut Slot<T> {
         // SAFETY: as in `slot`; `&mut self` makes the access exclusive.
-        (index < self.fresh).then(|| unsafe { self.slots.add(index as usize).as_mut() })
+        unsafe { self.slots.byte_add(offset as usize).as_mut() }
     }
 
     /// Puts `value` into the arena; gives it back if the arena is full.
     pub fn insert(&mut self, value: T) -> Result<Id<T>, T> {
-        let index = if self.free != NONE {
+        let offset = if self.free != NONE {
             self.free
-        } else if self.fresh < self.capacity {
-            self.fresh += 1;
-            self.fresh - 1
+        } else if self.fresh < self.size {
+            self.fresh += Slot::<T>::BYTES;
+            self.fresh - Slot::<T>::BYTES
         } else {
             return Err(value);
         };
-        let recycled = self.free == index;
-        let Some(slot) = self.slot_mut(index) else {
-            return Err(value);
-        };
-        slot.generation = slot.generation.wrapping_add(1);
+        let recycled = self.free == offset;
+        let slot = self.slot_mut(offset);
+        let next_free = slot.name as u32;
+        let bits = slot.name >> 32 << 32 | ALIVE | u64::from(offset);
         slot.value.write(value);
-        let generation = slot.generation;
-        let next_free = core::mem::replace(&mut slot.next, index);
+        slot.name = bits;
         if recycled {
             self.free = next_free;
         }
         self.live += 1;
-        Ok(Id::new(index, generation))
+        Ok(Id {
+            // SAFETY: it has that bit.
+            bits: unsafe { NonZeroU64::new_unchecked(bits) },
+            kind: PhantomData,
+        })
     }
 
     /// Takes an object out.
     pub fn remove(&mut self, id: Id<T>) -> Option<T> {
         let free = self.free;
-        let slot = self.slot_mut(id.index()).filter(|slot| slot.holds(id))?;
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.next = free;
-        // SAFETY: the generation was that of a live object, and no longer is.
+        let slot = self.slot_mut(id.offset());
+        if slot.name != id.bits.get() {
+            return None;
+        }
+        let generation = (slot.name >> 32) as u32;
+        slot.name = u64::from(generation.wrapping_add(1)) << 32 | u64::from(free);
+        // SAFETY: the name was that of a live object, and no longer is.
         let value = unsafe { slot.value.assume_init_read() };
-        self.free = id.index();
+        self.free = id.offset();
         self.live -= 1;
         Some(value)
     }
@@ -286,17 +261,17 @@ impl<T> Arena<T> {
     /// The object, if it is alive.
     #[inline]
     pub fn get(&self, id: Id<T>) -> Option<&T> {
-        let slot = self.slot(id.index()).filter(|slot| slot.holds(id))?;
+        let slot = self.slot(id.offset());
         // SAFETY: ids carry odd generations, and such a slot holds an object.
-        Some(unsafe { slot.value.assume_init_ref() })
+        (slot.name == id.bits.get()).then(|| unsafe { slot.value.assume_init_ref() })
     }
 
     /// The object, if it is alive.
     #[inline]
     pub fn get_mut(&mut self, id: Id<T>) -> Option<&mut T> {
-        let slot = self.slot_mut(id.index()).filter(|slot| slot.holds(id))?;
+        let slot = self.slot_mut(id.offset());
         // SAFETY: as in `get`.
-        Some(unsafe { slot.value.assume_init_mut() })
+        (slot.name == id.bits.get()).then(|| unsafe { slot.value.assume_init_mut() })
     }
 
     /// Two objects, if they are alive, and not the same.
@@ -310,44 +285,51 @@ impl<T> Arena<T> {
         Some((unsafe { &mut *a.as_ptr() }, b))
     }
 
-    /// The id of the object at `index`, if one lives there.
-    #[inline]
-    pub fn id_at(&self, index: u32) -> Option<Id<T>> {
-        self.slot(index).and_then(Slot::name)
+    /// Where objects can be: the offsets of all slots that were ever used, in order.
+    pub fn offsets(&self) -> impl Iterator<Item = u32> + use<T> {
+        (0..self.fresh).step_by(Self::STRIDE)
     }
 
-    /// The name of the object at a position.
+    /// The id of the object at one of the [`offsets`](Self::offsets), if one lives there.
+    #[inline]
+    pub fn id_at(&self, offset: u32) -> Option<Id<T>> {
+        if offset >= self.fresh || !offset.is_multiple_of(Slot::<T>::BYTES) {
+            return None;
+        }
+        self.slot(offset).id()
+    }
+
+    /// The id of the object at a position.
     #[inline]
     pub fn name_at(&self, at: Position<T>) -> Id<T> {
-        match self.slot(at.index()).and_then(Slot::name) {
-            Some(id) => id,
-            None => panic!("use of a destroyed object"),
-        }
+        self.at(at).0
     }
 
-    /// The object at a position, with its name.
+    /// The object at a position, with its id.
     #[inline]
     pub fn at(&self, at: Position<T>) -> (Id<T>, &T) {
-        match self.slot(at.index()).map(|slot| (slot.name(), slot)) {
+        let slot = self.slot(at.offset());
+        match slot.id() {
             // SAFETY: it has a name, so there is an object.
-            Some((Some(id), slot)) => (id, unsafe { slot.value.assume_init_ref() }),
-            _ => panic!("use of a destroyed object"),
+            Some(id) => (id, unsafe { slot.value.assume_init_ref() }),
+            None => panic!("use of a destroyed object"),
         }
     }
 
     /// As [`at`](Self::at).
     #[inline]
     pub fn member(&mut self, at: Position<T>) -> (Id<T>, &mut T) {
-        match self.slot_mut(at.index()).map(|slot| (slot.name(), slot)) {
+        let slot = self.slot_mut(at.offset());
+        match slot.id() {
             // SAFETY: it has a name, so there is an object.
-            Some((Some(id), slot)) => (id, unsafe { slot.value.assume_init_mut() }),
-            _ => panic!("use of a destroyed object"),
+            Some(id) => (id, unsafe { slot.value.assume_init_mut() }),
+            None => panic!("use of a destroyed object"),
         }
     }
 
-    /// Ids of all live objects, in order of their indexes.
+    /// Ids of all live objects, in order of their places.
     pub fn ids(&self) -> impl Iterator<Item = Id<T>> + '_ {
-        (0..self.fresh).filter_map(|index| self.id_at(index))
+        self.offsets().filter_map(|offset| self.id_at(offset))
     }
 }
 

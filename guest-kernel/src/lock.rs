@@ -239,7 +239,7 @@ pub fn held_kernel() -> &'static mut Kernel {
 /// Whether the running thread has the kernel mutex.
 #[inline]
 fn owns(id: Id<Entity>) -> bool {
-    LOCKED.owner.is(id.index())
+    LOCKED.owner.is(id.offset())
 }
 
 /// Makes sure that the running thread has the kernel mutex; sleeps until it does.
@@ -254,12 +254,18 @@ pub fn take_kernel(id: Id<Entity>) {
     }
 }
 
+/// Apart from the rest, which keeps more on the stack.
+#[inline(never)]
 fn acquire(id: Id<Entity>) {
-    if LOCKED.owner.try_take(id.index()) {
-        return;
+    if !LOCKED.owner.try_take(id.offset()) {
+        wait_for_kernel(id);
     }
+}
+
+#[cold]
+fn wait_for_kernel(id: Id<Entity>) {
     let mut held = scheduler();
-    let Some(owner) = LOCKED.owner.contend(id.index()) else {
+    let Some(owner) = LOCKED.owner.contend(id.offset()) else {
         return;
     };
     held.wait_for_kernel(id, owner);
@@ -276,24 +282,20 @@ pub fn is_wanted() -> bool {
 /// The running thread gives the kernel mutex up, if it has it.
 #[inline]
 pub fn release_kernel(id: Id<Entity>) {
-    if FULL && owns(id) && !LOCKED.owner.try_release(id.index()) {
-        pass_on(id, &mut scheduler());
+    if FULL && owns(id) && !LOCKED.owner.try_release(id.offset()) {
+        release_kernel_in(&mut scheduler(), id);
     }
 }
 
 /// As [`release_kernel`], under the core lock.
-#[inline]
+#[inline(always)]
 pub fn release_kernel_in(held: &mut Held, id: Id<Entity>) {
-    if FULL && owns(id) {
-        pass_on(id, held);
+    if FULL {
+        LOCKED.owner.pass_on(id.offset(), || {
+            let (next, more) = held.next_for_kernel(id);
+            (next.map(Id::offset), more)
+        });
     }
-}
-
-fn pass_on(id: Id<Entity>, held: &mut Held) {
-    LOCKED.owner.pass_on(|| {
-        let (next, more) = held.next_for_kernel(id);
-        (next.map(Id::index), more)
-    });
 }
 
 /// A place in a long call where others may have the kernel first: a CPU that waits for the lock, or at

@@ -12,16 +12,17 @@ use crate::arch::memory::direct;
 use crate::arena::Id;
 use crate::kernel::Kernel;
 
-/// What every object has.
+/// What every object has; the same for all types, but for whose name it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Header {
+#[repr(C)]
+pub struct Header<T> {
     /// Physical address of the memory that names the object, and in its low bits, which are zero, the object's
     /// type: one word to look for. 0 before the object is attached to memory.
     memory: u64,
     /// Fixed at creation; different hashes mean different objects (fluke-api 1.4).
     pub hash: u64,
     /// The object itself, at the latest once it is attached to memory.
-    id: Id<()>,
+    id: Id<T>,
     /// Next object in the same frame.
     next: Place,
 }
@@ -33,21 +34,24 @@ const _: () = assert!((Type::ALL.len() as u64) < TYPE_BITS);
 
 /// Where an object's header is: it stays there as long as the object is attached to memory, which is no longer
 /// than it lives.
-type Place = Option<NonNull<Header>>;
+type Place = Option<NonNull<Header<Anything>>>;
+
+/// An object of a type that only its header tells.
+enum Anything {}
 
 // SAFETY: places are the arenas', which have no thread affinity.
-unsafe impl Send for Header {}
+unsafe impl<T> Send for Header<T> {}
 
-impl Header {
-    /// The object's own name, once it has been given it, as that of a `T`.
+impl<T> Header<T> {
+    /// The object's own name, once it has been given it.
     #[inline]
-    pub const fn id<T>(&self) -> Id<T> {
-        self.id.cast()
+    pub const fn id(&self) -> Id<T> {
+        self.id
     }
 
     /// Gives an object its own name.
-    pub const fn set_id<T>(&mut self, id: Id<T>) {
-        self.id = id.cast();
+    pub const fn set_id(&mut self, id: Id<T>) {
+        self.id = id;
     }
 
     /// Physical address of its memory.
@@ -77,7 +81,7 @@ pub trait Object: Sized + 'static {
     const TYPE: Type;
 
     /// Its header.
-    fn header(&mut self) -> &mut Header;
+    fn header(&mut self) -> &mut Header<Self>;
 
     /// The arena of all objects of the type.
     fn arena(kernel: &mut Kernel) -> &mut crate::arena::Arena<Self>;
@@ -128,7 +132,7 @@ impl ObjectTable {
 
     /// The objects in the frame of a physical address.
     #[inline]
-    fn in_frame(&self, physical: u64) -> impl Iterator<Item = &Header> {
+    fn in_frame(&self, physical: u64) -> impl Iterator<Item = &Header<Anything>> {
         let head = self.heads.get((physical / PAGE_SIZE) as usize);
         let mut next = head.copied().flatten();
         core::iter::from_fn(move || {
@@ -147,7 +151,8 @@ impl Kernel {
         let wanted = physical | T::TYPE as u64;
         for header in self.objects.in_frame(physical) {
             if header.memory == wanted {
-                return Some(header.id());
+                // SAFETY: by its type it is the header of a `T`.
+                return Some(unsafe { NonNull::from(header).cast::<Header<T>>().as_ref() }.id());
             }
         }
         None
@@ -170,7 +175,7 @@ impl Kernel {
 
     /// Attaches an object to the memory at a physical address, which names no object yet.
     pub fn attach<T: Object>(&mut self, id: Id<T>, physical: u64) {
-        let place = NonNull::from(T::arena(self)[id].header());
+        let place = NonNull::from(T::arena(self)[id].header()).cast();
         let Some(head) = self.objects.heads.get_mut((physical / PAGE_SIZE) as usize) else {
             return;
         };
@@ -184,7 +189,11 @@ impl Kernel {
     /// Detaches an object from its memory.
     pub fn detach<T: Object>(&mut self, id: Id<T>) {
         let header = T::arena(self)[id].header();
-        let (own, memory, after) = (NonNull::from(&*header), header.address(), header.next);
+        let (own, memory, after) = (
+            NonNull::from(&*header).cast(),
+            header.address(),
+            header.next,
+        );
         let mut next = self.objects.heads.get_mut((memory / PAGE_SIZE) as usize);
         while let Some(place) = next {
             let Some(mut header) = *place else { return };

@@ -8,7 +8,7 @@ use crate::object::{Header, Link, Object};
 
 /// A reference object.
 pub struct Ref {
-    header: Header,
+    header: Header<Self>,
     /// What it links to. May be dead.
     pub link: Link,
 }
@@ -26,7 +26,7 @@ impl Ref {
 impl Object for Ref {
     const TYPE: Type = Type::Ref;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

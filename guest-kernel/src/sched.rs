@@ -56,10 +56,10 @@ bitflags! {
     /// What a thread has yet to do.
     #[derive(Clone, Copy)]
     struct Duties: u8 {
-        /// To look at what others want of it before it leaves to user mode.
-        const ATTEND = 1;
         /// To sleep until its deadline, as soon as it makes way of its own accord.
-        const SLEEP = 2;
+        const SLEEP = 1;
+        /// To look at what others want of it before it leaves to user mode.
+        const ATTEND = 2;
         /// To attend when it wakes from that.
         const ATTEND_AWAKE = 4;
     }
@@ -258,7 +258,7 @@ impl CpuState {
     }
 
     /// Loads what it needs in user mode: its x87 and SSE registers, and its page table.
-    #[inline]
+    #[inline(always)]
     fn load(&mut self, id: Id<Entity>, entity: &mut Entity, tables: &Arena<Table>, no_table: u64) {
         if !same(self.fpu_owner, Some(id)) || !entity.has_left_fpu_here() {
             entity.fpu.restore();
@@ -271,7 +271,7 @@ impl CpuState {
     }
 
     /// Loads a page table, or that of no space, and drops what the CPU remembers of it.
-    #[inline]
+    #[inline(always)]
     fn reload(&mut self, table: Option<Id<Table>>, tables: &Arena<Table>, no_table: u64) {
         let (loaded, root, stubs) = match table.and_then(|table| tables.get(table)) {
             Some(&Table { root, stubs }) => (table, root, stubs),
@@ -572,7 +572,7 @@ impl Scheduler {
     }
 
     /// The running thread sleeps, when it leaves its CPU, until it is given the kernel mutex. The
-    /// owner, at that index, inherits its priority.
+    /// owner, at that offset, inherits its priority.
     pub fn wait_for_kernel(&mut self, id: Id<Entity>, owner: u32) {
         self.entities[id].state = State::Locking;
         self.lockers.push(&mut self.entities, id);
@@ -723,6 +723,7 @@ impl Scheduler {
 
     /// Takes the current thread off this CPU, wherever it goes next: back into a run queue, behind its
     /// equals, if it could run on.
+    #[inline(always)]
     pub fn take_off(&mut self) {
         let cpu = own(self.cpus);
         let Some(id) = cpu.current.take() else { return };
@@ -746,6 +747,7 @@ impl Scheduler {
     }
 
     /// Chooses the thread to run on this CPU and makes it the current one.
+    #[inline(always)]
     pub fn choose(&mut self) -> Option<&mut model::Stack> {
         if let Some(deadline) = self.next_deadline() {
             // Who is chosen may go on in the kernel, for long.
@@ -775,7 +777,7 @@ impl Scheduler {
 
     /// The running thread goes off, and one that is off has the CPU, and is ready to go on in user mode. Or
     /// nothing, and `false`, if another thread would be chosen, or that one has something to look at before.
-    #[inline]
+    #[inline(always)]
     pub fn hand_over(&mut self, from: Id<Entity>, to: Id<Entity>, priority: u8) -> bool {
         let cpu = own(self.cpus);
         let turn = cpu.demands.is_empty() && cpu.ready.highest() < Some(priority);
@@ -834,9 +836,10 @@ impl Scheduler {
     }
 
     /// The last of those steps: others get their share of the time.
-    #[inline]
+    #[inline(always)]
     fn enter_user(&mut self) {
-        if !self.cpu().ready.is_empty() || self.next_deadline().is_some() {
+        let sleepers = !self.sleepers.is_empty() && self.next_deadline().is_some();
+        if sleepers || !self.cpu().ready.is_empty() {
             self.share();
             self.set_timer();
         }
@@ -950,7 +953,7 @@ mod tests {
         let place = NonNull::from(&mut threads[thread]);
         let mut scheduler = Scheduler::new(
             arena(N),
-            Arena::empty(),
+            arena(1),
             0,
             Box::leak(Box::new([CpuState::default()])),
             Clock::new(1_000_000, 1_000_000, 0),
@@ -1094,7 +1097,7 @@ mod tests {
         scheduler.make_ready(middle, 10);
         for locker in [low, high] {
             scheduler.run_now(locker);
-            scheduler.wait_for_kernel(locker, owner.index());
+            scheduler.wait_for_kernel(locker, owner.offset());
         }
         // Before the middle one, although it is worth less by itself.
         assert_eq!(next(&mut scheduler), Some(owner));
@@ -1109,7 +1112,7 @@ mod tests {
     fn who_is_taken_out_waits_for_the_kernel_mutex_no_more() {
         let (mut scheduler, [owner, other]) = threads([1, 2]);
         scheduler.run_now(other);
-        scheduler.wait_for_kernel(other, owner.index());
+        scheduler.wait_for_kernel(other, owner.offset());
         assert!(scheduler.take_out(other));
         assert_eq!(scheduler.next_for_kernel(owner), (None, false));
     }

@@ -11,7 +11,7 @@ use crate::thread::Thread;
 
 /// A mutex.
 pub struct Mutex {
-    header: Header,
+    header: Header<Self>,
     /// Attributes, without effect.
     pub flags: u64,
     /// Somebody holds it.
@@ -38,7 +38,7 @@ impl Mutex {
 impl Object for Mutex {
     const TYPE: Type = Type::Mutex;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 
@@ -49,7 +49,7 @@ impl Object for Mutex {
 
 /// A condition variable.
 pub struct Cond {
-    header: Header,
+    header: Header<Self>,
     /// Attributes, without effect.
     pub flags: u64,
     /// Thread to which waiters' priority goes; kept, without effect.
@@ -73,7 +73,7 @@ impl Cond {
 impl Object for Cond {
     const TYPE: Type = Type::Cond;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

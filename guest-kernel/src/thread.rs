@@ -158,7 +158,7 @@ pub struct Thread {
     pub frame: Frame,
     /// What the scheduler knows of it.
     pub entity: Id<Entity>,
-    header: Header,
+    header: Header<Self>,
     links: Links<Thread>,
     /// Whether it runs.
     pub run: Run,
@@ -208,7 +208,7 @@ const _: () = assert!(ThreadFlags::all().bits() <= u8::MAX as u64);
 impl Object for Thread {
     const TYPE: Type = Type::Thread;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

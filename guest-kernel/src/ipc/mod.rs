@@ -22,7 +22,7 @@ use crate::thread::{Thread, Wait};
 
 /// A port.
 pub struct Port {
-    header: Header,
+    header: Header<Self>,
     /// Among the ports of its port set.
     links: Links<Self>,
     /// Value handed to the server with each message.
@@ -58,7 +58,7 @@ impl Port {
 impl Object for Port {
     const TYPE: Type = Type::Port;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 
@@ -75,7 +75,7 @@ impl Linked for Port {
 
 /// A port set.
 pub struct Pset {
-    header: Header,
+    header: Header<Self>,
     /// Its ports.
     pub ports: Queue<Port>,
     /// Threads that wait for a message.
@@ -96,7 +96,7 @@ impl Pset {
 impl Object for Pset {
     const TYPE: Type = Type::Pset;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

@@ -4,10 +4,10 @@
 //! wait marks it, under the core lock: from then on it changes only under the core lock, until it is
 //! passed on and nobody is left who waits. So the mark and the queue of who waits agree.
 //!
-//! Threads are known by their index. What one owner wrote the next must see. It does by the word, if it
-//! takes the mutex itself: *release* where the word becomes 0, *acquire* where 0 is found. It does by the
-//! core lock, if the mutex is passed to it: who waits is queued, woken and put on a CPU under it. A thread
-//! asks for itself only whether it is the owner, and nobody else makes that true or false while it runs.
+//! Threads are known by their offset (`arena.rs`), which is less than 2 GiB. What one owner wrote the next must
+//! see. It does by the word, if it takes the mutex itself: *release* where the word becomes 0, *acquire* where 0 is
+//! found. It does by the core lock, if the mutex is passed to it: who waits is queued, woken and put on a CPU under
+//! it. A thread asks for itself only whether it is the owner, and nobody else makes that true or false while it runs.
 
 use super::atomic::{AtomicU32, Ordering};
 
@@ -68,16 +68,19 @@ impl Owner {
             .is_ok()
     }
 
-    /// The owner gives the mutex up, under the core lock, where nobody can begin to wait. If somebody does,
-    /// `next` takes the next owner out of the queue, and tells whether others wait still.
+    /// The running thread, which is given, gives the mutex up if it has it, under the core lock, where nobody can begin
+    /// to wait. If somebody does, `next` takes the next owner out of the queue, and tells whether others wait still.
     #[inline]
-    pub fn pass_on(&self, next: impl FnOnce() -> (Option<u32>, bool)) {
-        let (next, more) = if self.is_contended() {
-            next()
+    pub fn pass_on(&self, thread: u32, next: impl FnOnce() -> (Option<u32>, bool)) {
+        let before = self.0.load(Ordering::Relaxed);
+        let owner = if before == word(thread) {
+            0
+        } else if before == word(thread) | CONTENDED {
+            let (next, more) = next();
+            next.map_or(0, word) | if more { CONTENDED } else { 0 }
         } else {
-            (None, false)
+            return;
         };
-        let owner = next.map_or(0, word) | if more { CONTENDED } else { 0 };
         // Release, for 0: as in `try_release`.
         self.0.store(owner, Ordering::Release);
     }

@@ -81,7 +81,7 @@ impl Machine {
         };
         if !released {
             let mut waiting = self.waiting.lock().unwrap();
-            self.owner.pass_on(|| {
+            self.owner.pass_on(id, || {
                 let next = waiting.pop_front();
                 if let Some(next) = next {
                     self.wake[next as usize].notify_one();

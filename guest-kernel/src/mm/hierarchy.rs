@@ -207,8 +207,11 @@ impl Kernel {
     /// Drops all translations of all spaces, except the gate page: always right, as page tables are
     /// only a cache, and bounded, whatever the hierarchy looks like.
     fn flush_all_if(&mut self, needed: bool) {
-        for index in 0..if needed { self.spaces.capacity() } else { 0 } {
-            if let Some(space) = self.spaces.id_at(index) {
+        if !needed {
+            return;
+        }
+        for at in self.spaces.offsets() {
+            if let Some(space) = self.spaces.id_at(at) {
                 let table = self.spaces[space].page_table;
                 page_table::unmap(table, VM_MIN, ENTRY_MIN);
                 page_table::unmap(table, ENTRY_MAX, VM_MAX);

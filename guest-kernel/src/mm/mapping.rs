@@ -23,7 +23,7 @@ pub enum Source {
 
 /// A mapping.
 pub struct Mapping {
-    header: Header,
+    header: Header<Self>,
     /// Among the mappings of the source region.
     links: Links<Self>,
     /// In the tree of the destination space.
@@ -59,7 +59,7 @@ impl Mapping {
 impl Object for Mapping {
     const TYPE: Type = Type::Mapping;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

@@ -12,7 +12,7 @@ use crate::queue::{Linked, Links, Queue};
 
 /// A region.
 pub struct Region {
-    header: Header,
+    header: Header<Self>,
     /// Among the regions of the exporting space.
     links: Links<Self>,
     /// First address in the exporting space.
@@ -48,7 +48,7 @@ impl Region {
 impl Object for Region {
     const TYPE: Type = Type::Region;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

@@ -18,7 +18,7 @@ use crate::sched::{Table, remove_table, shoot_down};
 
 /// A space.
 pub struct Space {
-    header: Header,
+    header: Header<Self>,
     /// Physical address of the top page table; 0 until there is one.
     pub page_table: u64,
     /// The same for the scheduler.
@@ -48,7 +48,7 @@ impl Space {
 impl Object for Space {
     const TYPE: Type = Type::Task;
 
-    fn header(&mut self) -> &mut Header {
+    fn header(&mut self) -> &mut Header<Self> {
         &mut self.header
     }
 

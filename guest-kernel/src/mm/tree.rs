@@ -1,5 +1,5 @@
 //! The mappings of a space, by address: a treap, so that finding one among thousands takes few
-//! instructions. The heap order is by a scrambled index; a user cannot steer it.
+//! instructions. The heap order is by a scrambled place; a user cannot steer it.
 
 use crate::arena::{Arena, Id};
 use crate::mm::Mapping;
@@ -16,7 +16,7 @@ pub struct MappingTree {
 }
 
 fn weight(id: Id<Mapping>) -> u32 {
-    id.index()
+    id.offset()
         .wrapping_add(1)
         .wrapping_mul(0x9e37_79b9)
         .rotate_left(13)

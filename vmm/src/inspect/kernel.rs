@@ -1,6 +1,6 @@
 //! The kernel's state in its own terms: arenas, the names of objects, queues.
 //!
-//! What is known here are names and customs (a slot is alive while its generation is odd); where
+//! What is known here are names and customs (a slot is alive while its name has an odd generation); where
 //! anything lies, [`super::types`] knows. A machine can be paused between any two instructions, and its
 //! kernel may be wrong: walks are bounded, and what does not fit is reported beside what does.
 
@@ -56,11 +56,13 @@ pub struct Arena<'g> {
 
 impl<'g> Arena<'g> {
     fn new(ty: String, arena: Value<'g>) -> Result<Self> {
+        let first = arena.field("slots")?.deref()?;
+        let slots = |name: &str| Ok(arena.field(name)?.int()? / first.ty()?.size.max(1));
         let found = Self {
             ty,
-            first: arena.field("slots")?.deref()?,
-            capacity: arena.field("capacity")?.int()?,
-            fresh: arena.field("fresh")?.int()?,
+            first,
+            capacity: slots("size")?,
+            fresh: slots("fresh")?,
             live: arena.field("live")?.int()?,
         };
         if found.capacity > CAPACITY_MAX || found.fresh > found.capacity {
@@ -86,7 +88,7 @@ impl<'g> Arena<'g> {
             return Ok(None);
         }
         let slot = self.first.nth(index)?;
-        let generation = slot.field("generation")?.int()?;
+        let generation = slot.field("name")?.int()? >> 32;
         if generation % 2 == 0 {
             return Ok(None);
         }
@@ -229,17 +231,18 @@ impl<'g> Kernel<'g> {
     pub fn find(&self, id: Value<'g>) -> Result<(Name, Option<Value<'g>>)> {
         let ty = id.ty()?;
         let ty = short(&ty.name);
-        let (kind, index, generation) = if let Some(kind) = parameter(&ty, "Id") {
+        let (kind, offset, generation) = if let Some(kind) = parameter(&ty, "Id") {
             let bits = id.field("bits")?.int()?;
             (kind, bits & u64::from(u32::MAX), Some(bits >> 32))
         } else if let Some(kind) = parameter(&ty, "Position") {
-            let inverted = id.field("inverted")?.int()?;
-            (kind, !inverted & u64::from(u32::MAX), None)
+            (kind, id.field("marked")?.int()?.saturating_sub(1), None)
         } else {
             return Err(Error::Image(format!("has a `{ty}` that names no object")));
         };
         let kind = kind.to_lowercase();
-        let found = self.arena(&kind)?.at(index)?;
+        let arena = self.arena(&kind)?;
+        let index = offset / arena.stride()?.max(1);
+        let found = arena.at(index)?;
         let same = |now| generation.is_none_or(|then| then == now);
         let value = found.and_then(|(now, value)| same(now).then_some(value));
         let name = Name {

@@ -10,6 +10,8 @@ use super::types::{Kind, Layouts, Member, Type, TypeId, lacks, short};
 use super::{Error, Result};
 use crate::paging::Physical;
 
+/// Where the kernel keeps an object of the type that is its parameter.
+const SLOT: &str = "fluke_kernel::arena::Slot";
 /// Deepest nesting that [`Value`] shows as text.
 const DEPTH_MAX: u32 = 6;
 /// Most elements of an array that it shows.
@@ -350,13 +352,21 @@ impl<'g> Value<'g> {
                 result.and_then(|()| f.write_str(rest))
             }
             Kind::Struct(_) => {
-                let name = short(ty.name.split('<').next().unwrap_or_default());
-                match (name.as_str(), value.field("bits"), value.field("inverted")) {
+                let (path, parameter) = ty.name.split_once('<').unwrap_or((&ty.name, ""));
+                let name = short(path);
+                // Both say where a slot is, in bytes.
+                let slot = || {
+                    let slot = self.guest.types.find(&format!("{SLOT}<{parameter}"))?;
+                    Ok(self.guest.types.get(slot)?.size.max(1))
+                };
+                match (name.as_str(), value.field("bits"), value.field("marked")) {
                     ("Id", Ok(bits), _) => {
                         let bits = bits.int()?;
-                        write!(f, "#{}.{}", bits as u32, bits >> 32)
+                        write!(f, "#{}.{}", u64::from(bits as u32) / slot()?, bits >> 32)
                     }
-                    ("Position", _, Ok(inverted)) => write!(f, "#{}", !inverted.int()? as u32),
+                    ("Position", _, Ok(marked)) => {
+                        write!(f, "#{}", marked.int()?.saturating_sub(1) / slot()?)
+                    }
                     _ => f.write_str(&name).and(value.show_fields(f, depth)?),
                 }
             }
