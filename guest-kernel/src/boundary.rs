@@ -47,6 +47,8 @@ pub extern "C" fn trap() -> ! {
     lock::open(call.entity);
     if is_call {
         call.begin();
+        // What others want of the thread by now can wait until it is done or waits, as if they had come then.
+        make_call(&mut call);
     } else if vector == PAGE_FAULT {
         page_fault(&mut call, address, error);
     } else if is_interrupt(vector) {
@@ -109,7 +111,7 @@ pub extern "C" fn start_thread() -> ! {
 
 /// Runs the current thread: makes the calls that its registers name until it can go on in user
 /// mode, or must make way.
-#[inline]
+#[inline(always)]
 fn run(mut call: Call) -> ! {
     loop {
         while call.in_call() && call.goes_on() {
@@ -142,10 +144,10 @@ pub fn park(call: &mut Call) {
     if !mutant!(kernel_mutex_kept) {
         lock::release_kernel_in(&mut held, entity);
     }
-    let stack = match run {
-        Run::Scheduled => held.make_way(entity),
-        Run::Waiting(_) | Run::Stopped => held.block(entity),
-    };
+    if run == Run::Scheduled {
+        return model::switch(held.make_way(entity));
+    }
+    let stack = held.block(entity);
     if run == Run::Stopped {
         // SAFETY: whoever lets the thread run again lets it begin from its registers.
         unsafe { on_cpu_stack(schedule) }
@@ -156,7 +158,7 @@ pub fn park(call: &mut Call) {
 /// The current thread sleeps, and another that has slept goes on in user mode: at once, if it is its turn on
 /// this CPU; what either was doing in the kernel is then forgotten. Else it is queued. As
 /// [`Call::wait`](Call::wait), it returns only if the execution model has kept the stack.
-#[inline]
+#[inline(always)]
 pub fn hand_over(call: &mut Call, (to, priority): (Id<Entity>, u8)) -> Result<(), Stop> {
     let from = call.entity;
     let mut held = scheduler();
@@ -172,6 +174,7 @@ pub fn hand_over(call: &mut Call, (to, priority): (Id<Entity>, u8)) -> Result<()
     model::make_way(call)
 }
 
+#[inline(always)]
 fn make_call(call: &mut Call) {
     count!(calls);
     match dispatch(call) {

@@ -148,7 +148,7 @@ impl Call {
     }
 
     /// It goes on in user mode.
-    #[inline]
+    #[inline(always)]
     pub fn leaves(&mut self) {
         probe::<{ Probe::Exit as usize }>(|| (self.own(), 0));
     }

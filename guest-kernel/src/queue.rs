@@ -82,6 +82,7 @@ impl<T> Queue<T> {
 
 impl<T: Linked> Queue<T> {
     /// Appends a member, which must be in no queue.
+    #[inline]
     pub fn push(&mut self, members: &mut Arena<T>, id: Id<T>) {
         let at = Position::from(id);
         *members[id].links() = Links {
@@ -125,7 +126,7 @@ impl<T: Linked> Queue<T> {
     }
 
     /// Takes the first member out.
-    #[inline]
+    #[inline(always)]
     pub fn pop<'a>(&mut self, members: &'a mut Arena<T>) -> Option<(Id<T>, &'a mut T)> {
         let first = self.head?;
         if self.tail == Some(first) {

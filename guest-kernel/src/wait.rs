@@ -40,8 +40,10 @@ impl Kernel {
     // What it waits for is known where it is called, most often.
     #[inline(always)]
     fn fall_asleep(&mut self, id: Id<Thread>, wait: Wait) {
-        self.threads[id].run = Run::Waiting(wait);
         let threads = &mut self.threads;
+        let thread = &mut threads[id];
+        thread.run = Run::Waiting(wait);
+        let donated = thread.donor.is_some();
         match wait {
             Wait::Mutex(on) => self.mutexes[on].waiters.push(threads, id),
             Wait::Cond(on) => self.conds[on].waiters.push(threads, id),
@@ -65,7 +67,9 @@ impl Kernel {
             | Wait::Ack(_)
             | Wait::Forever => {}
         }
-        self.rest(id);
+        if donated {
+            self.rest(id);
+        }
     }
 
     /// A sleeping thread waits for something else.
@@ -77,7 +81,6 @@ impl Kernel {
     }
 
     /// A thread begins to sleep: it does not want time now.
-    #[inline]
     pub fn rest(&mut self, id: Id<Thread>) {
         if self.threads[id].donor.is_some() {
             self.threads[id].asked = false;

@@ -99,7 +99,7 @@ impl Kernel {
     }
 
     /// The object of type `T` at an address in a page that is mapped.
-    #[inline]
+    #[inline(always)]
     fn find<T: Object>(&self, view: View, handle: u64) -> Option<Id<T>> {
         if !handle.is_multiple_of(OBJECT_SIZE) {
             return None;

@@ -1,8 +1,8 @@
 //! The process model: every thread has a kernel stack, and keeps it while it waits.
 
-use core::arch::naked_asm;
+use core::arch::asm;
 
-use crate::arch::entry::on_cpu_stack;
+use crate::arch::cpu::offset;
 use crate::boundary;
 use crate::call::{Call, Stop};
 use crate::stacks::Stacks;
@@ -55,63 +55,56 @@ pub fn make_way(call: &mut Call) -> Result<(), Stop> {
 }
 
 /// Leaves the current thread on its stack; returns when it is resumed.
+#[inline(always)]
 pub fn switch(stack: &mut Stack) {
     let pointer = &raw mut stack.pointer;
     // SAFETY: the place stays as long as the thread, which is not destroyed while it has something on
     // its stack, other than through `abandon`, which forgets the stored pointer. The spin lock stays
-    // taken until another thread runs.
-    unsafe { switch_away(pointer) };
-}
-
-/// Runs a thread that was chosen to run: from where it was left, or from its registers.
-pub fn resume(stack: &mut Stack) -> ! {
-    let (pointer, top) = (core::mem::take(&mut stack.pointer), stack.top);
-    // SAFETY: `pointer` was stored by `switch_away`, and what it points to is intact; without one,
-    // the stack is empty and is the thread's alone.
+    // taken until another thread runs. All registers but these two are the compiler's to keep.
     unsafe {
-        if pointer == 0 {
-            start_on(top, boundary::start_thread)
-        } else {
-            switch_back(pointer)
-        }
+        asm!(
+            "push rbx",
+            "push rbp",
+            "lea rax, [rip + 2f]",
+            "push rax",
+            "mov [rdi], rsp",
+            "mov rsp, gs:[{cpu_stack}]",
+            "xor ebp, ebp",
+            "call {schedule}",
+            "2:",
+            "pop rbp",
+            "pop rbx",
+            in("rdi") pointer,
+            schedule = sym boundary::schedule,
+            cpu_stack = const offset::STACK,
+            out("r12") _,
+            out("r13") _,
+            out("r14") _,
+            out("r15") _,
+            clobber_abi("sysv64"),
+        );
     }
 }
 
-/// Keeps the registers that a function call preserves, and leaves for the CPU's own stack.
-#[unsafe(naked)]
-unsafe extern "C" fn switch_away(pointer: *mut u64) {
-    naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "mov [rdi], rsp",
-        "lea rdi, [rip + {schedule}]",
-        "jmp {on_cpu_stack}",
-        schedule = sym boundary::schedule,
-        on_cpu_stack = sym on_cpu_stack,
-    );
-}
-
-/// Returns from `switch_away`, later and perhaps on another CPU.
-#[unsafe(naked)]
-unsafe extern "C" fn switch_back(pointer: u64) -> ! {
-    naked_asm!(
-        "mov rsp, rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
-    );
-}
-
-/// Calls `run` on an empty stack.
-#[unsafe(naked)]
-unsafe extern "C" fn start_on(top: u64, run: extern "C" fn() -> !) -> ! {
-    naked_asm!("mov rsp, rdi", "xor ebp, ebp", "call rsi", "ud2");
+/// Runs a thread that was chosen to run: from where it was left, or from its registers.
+#[inline(always)]
+pub fn resume(stack: &mut Stack) -> ! {
+    let (pointer, top) = (core::mem::take(&mut stack.pointer), stack.top);
+    // SAFETY: `pointer` was stored by `switch`, and what it points to is intact; without one,
+    // the stack is empty and is the thread's alone.
+    unsafe {
+        if pointer == 0 {
+            asm!(
+                "mov rsp, {}",
+                "xor ebp, ebp",
+                "call {}",
+                "ud2",
+                in(reg) top,
+                sym boundary::start_thread,
+                options(noreturn)
+            )
+        } else {
+            asm!("mov rsp, {}", "ret", in(reg) pointer, options(noreturn))
+        }
+    }
 }
