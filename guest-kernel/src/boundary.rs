@@ -81,7 +81,7 @@ const FAULT_FETCH: u64 = 16;
 
 fn page_fault(call: &mut Call, address: u64, error: u64) {
     // Not every host tells a fetch by its error code; no data access is at its own instruction.
-    let access = if error & FAULT_FETCH != 0 || address == call.thread().frame.rip {
+    let access = if error & FAULT_FETCH != 0 || address == call.frame().rip {
         Prot::EXECUTE
     } else if error & FAULT_WRITE != 0 {
         Prot::WRITE
@@ -114,11 +114,11 @@ pub extern "C" fn start_thread() -> ! {
 #[inline(always)]
 fn run(mut call: Call) -> ! {
     loop {
-        while call.in_call() && call.goes_on() {
-            make_call(&mut call);
-        }
         if !call.in_call() {
             leave(&mut call);
+        } else if call.goes_on() {
+            make_call(&mut call);
+            continue;
         }
         park(&mut call);
     }
@@ -194,6 +194,7 @@ fn insane(call: &mut Call, insanity: Insanity) {
 }
 
 /// Leaves to user mode, unless it may not go on.
+#[inline(always)]
 fn leave(call: &mut Call) {
     lock::release_kernel(call.entity);
     if call.run() != Run::Scheduled {

@@ -824,7 +824,7 @@ impl Scheduler {
 
     /// The last steps before user mode, on behalf of the current thread: its registers, its page
     /// table, the timer. Or nothing, and `false`, if it may not go on.
-    #[inline]
+    #[inline(always)]
     pub fn prepare_user(&mut self, id: Id<Entity>) -> bool {
         let cpu = own(self.cpus);
         if !cpu.demands.is_empty() {

@@ -5,7 +5,7 @@ use fluke_abi::code::Exception;
 use fluke_abi::layout::{ENTRY_MAX, ENTRY_MIN, PAGE_SIZE, VM_MAX, VM_MIN};
 use fluke_abi::state::Prot;
 
-use super::{Region, Source, Space, page_table};
+use super::{Mapping, Region, Source, Space, page_table};
 use crate::arch::cpu::count;
 use crate::arena::Id;
 use crate::ipc::Port;
@@ -20,10 +20,15 @@ pub const DEPTH_MAX: u32 = 16;
 /// Regions that dropping translations looks at before it gives up on precision.
 const VISITS_MAX: u32 = 4096;
 
-/// Whether permissions allow an access. Page tables know no memory that can be written or executed
-/// but not read, so neither does the hierarchy.
+/// Whether permissions allow an access, which is one of the three. Page tables know no memory that can be written or
+/// executed but not read, so neither does the hierarchy.
 const fn allows(prot: Prot, access: Prot) -> bool {
-    prot.contains(access) || access.bits() == Prot::READ.bits() && !prot.is_empty()
+    let enough = if access.bits() == Prot::READ.bits() {
+        Prot::all()
+    } else {
+        access
+    };
+    prot.intersects(enough)
 }
 
 /// Bytes that one soft fault fills at most, aligned: what follows in a page table costs a tenth of
@@ -41,6 +46,9 @@ struct Extent {
     /// Bytes from the address on.
     after: u64,
 }
+
+/// Where memory is lacking: the last region on the way to it, and the offset there.
+type Lacking = Option<(Id<Region>, u64)>;
 
 /// An access that the hierarchy does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,45 +95,57 @@ impl Fault {
 impl Kernel {
     /// The physical page behind an address, what may be done with it, and how many pages around it
     /// come from the same place, as the hierarchy says.
+    #[inline]
     fn resolve(&mut self, space: Id<Space>, address: u64, access: Prot) -> Result<Extent, Fault> {
-        self.walk(space, address, access).map_err(|lacking| {
-            let own = Fault::own(address, access);
-            let region = lacking.and_then(|(id, offset)| Some((self.regions.get_mut(id)?, offset)));
-            region.map_or(own, |(region, offset)| Fault {
-                keeper: region.keeper,
-                region_offset: offset,
-                region_hash: region.header().hash,
-                ..own
-            })
+        self.walk(space, address, access)
+            .map_err(|lacking| self.fault_in_region(lacking, address, access))
+    }
+
+    #[cold]
+    fn fault_in_region(&mut self, lacking: Lacking, address: u64, access: Prot) -> Fault {
+        let own = Fault::own(address, access);
+        let region = lacking.and_then(|(id, offset)| Some((self.regions.get_mut(id)?, offset)));
+        region.map_or(own, |(region, offset)| Fault {
+            keeper: region.keeper,
+            region_offset: offset,
+            region_hash: region.header().hash,
+            ..own
         })
     }
 
-    /// As [`resolve`](Self::resolve); an error is the last region on the way, and the offset there.
-    fn walk(
-        &mut self,
-        mut space: Id<Space>,
-        mut at: u64,
-        access: Prot,
-    ) -> Result<Extent, Option<(Id<Region>, u64)>> {
+    /// As [`resolve`](Self::resolve); an error is where the memory is lacking.
+    #[inline(never)]
+    fn walk(&mut self, mut space: Id<Space>, mut at: u64, access: Prot) -> Result<Extent, Lacking> {
         let mut lacking = None;
+        let mut found = self.spaces.get(space).ok_or(None)?.found;
         let mut prot = Prot::all();
         // Bytes before and after that every step of the way has in common.
         let (mut before, mut after) = (u64::MAX, u64::MAX);
-        for depth in 0..DEPTH_MAX {
-            let space_now = self.spaces.get_mut(space).ok_or(lacking)?;
-            let mapping = space_now.mappings.find(&self.mappings, at).ok_or(lacking)?;
-            // The root program's own permissions are for its own accesses; all memory is its to give.
-            if depth == 0 || !matches!(mapping.source, Source::Physical(_)) {
-                prot &= mapping.prot;
-            }
-            if !allows(prot, access) {
-                return Err(lacking);
-            }
+        for _ in 0..DEPTH_MAX {
+            // Most often memory is where it was found last. Who is in effect in a space covers what no other does.
+            let known = found.and_then(|found| self.mappings.get(found));
+            let known = known.filter(|known| known.space == Some(space) && known.covers(at));
+            let mapping = match known {
+                Some(mapping) => mapping,
+                None => {
+                    let id = self.search(space, at, lacking).ok_or(lacking)?;
+                    &self.mappings[id]
+                }
+            };
             let from_start = at - mapping.start;
             before = before.min(from_start);
             after = after.min(mapping.size - from_start);
             let (region_id, offset) = match mapping.source {
+                Source::Region(region, offset) => (region, offset + from_start),
+                Source::None => return Err(lacking),
                 Source::Physical(base) => {
+                    // The root program's own permissions are for its own accesses; all memory is its to give.
+                    if lacking.is_none() {
+                        prot = mapping.prot;
+                    }
+                    if !allows(prot, access) {
+                        return Err(lacking);
+                    }
                     let page = (base + from_start) & !(PAGE_SIZE - 1);
                     return Ok(Extent {
                         page,
@@ -134,22 +154,36 @@ impl Kernel {
                         after,
                     });
                 }
-                Source::Region(region, offset) => (region, offset + from_start),
-                Source::None => return Err(lacking),
             };
             let region = self.regions.get(region_id).ok_or(lacking)?;
-            lacking = Some((region_id, offset));
-            prot &= region.prot;
+            let given = prot & mapping.prot;
+            prot = given & region.prot;
             match region.space {
                 Some(next) if offset < region.size && allows(prot, access) => {
                     before = before.min(offset);
                     after = after.min(region.size - offset);
-                    (space, at) = (next, region.start + offset);
+                    (space, at, found) = (next, region.start + offset, region.found);
+                    lacking = Some((region_id, offset));
                 }
+                _ if allows(given, access) => return Err(Some((region_id, offset))),
                 _ => return Err(lacking),
             }
         }
         Err(lacking)
+    }
+
+    /// The mapping that covers an address of a space. Keeps it for the next time: in the space, or in the region by
+    /// which the way has come there.
+    #[cold]
+    fn search(&mut self, space: Id<Space>, at: u64, from: Lacking) -> Option<Id<Mapping>> {
+        let space = self.spaces.get_mut(space)?;
+        let found = space.mappings.at_or_before(&self.mappings, at);
+        let found = found.filter(|found| self.mappings[*found].covers(at));
+        match from.and_then(|(region, _)| self.regions.get_mut(region)) {
+            Some(region) => region.found = found,
+            None => space.found = found,
+        }
+        found
     }
 
     /// A soft fault: fills the page table from the hierarchy, with the neighbours in the same

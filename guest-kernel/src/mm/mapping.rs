@@ -54,6 +54,12 @@ impl Mapping {
             space: None,
         }
     }
+
+    /// Whether an address is in it.
+    #[inline]
+    pub const fn covers(&self, address: u64) -> bool {
+        address.wrapping_sub(self.start) < self.size
+    }
 }
 
 impl Object for Mapping {

@@ -56,27 +56,41 @@ const fn cached(root: u64, address: u64) -> u64 {
     root + CACHE + hash as u64 * 16
 }
 
+/// The lowest table that covers a user address, if a walk has found it. It stays as long as the space.
+#[inline(always)]
+fn remembered(root: u64, address: u64) -> Option<u64> {
+    let slot = cached(root, address);
+    let below = read_word(slot).wrapping_sub(address).wrapping_sub(1);
+    if below < span(2) {
+        Some(read_word(slot + 8))
+    } else {
+        None
+    }
+}
+
+/// Remembers it.
+fn remember(root: u64, address: u64, table: u64) {
+    let slot = cached(root, address);
+    write_word(slot, (address / span(2) + 1) * span(2));
+    write_word(slot + 8, table);
+}
+
 /// Physical address of a byte in the user half, if it is mapped with at least the permissions `access`.
 #[inline(always)]
 pub fn lookup(root: u64, address: u64, access: Prot) -> Option<u64> {
-    let slot = cached(root, address);
-    let below = read_word(slot).wrapping_sub(address).wrapping_sub(1);
-    if below >= span(2) {
-        return lookup_far(root, address, access);
+    match remembered(root, address) {
+        Some(table) => read_entry(table, address, access),
+        None => lookup_far(root, address, access),
     }
-    read_entry(read_word(slot + 8), address, access)
 }
 
-/// As [`lookup`]. Keeps the table that it finds: it stays as long as the space.
 #[inline(never)]
 fn lookup_far(root: u64, address: u64, access: Prot) -> Option<u64> {
     if address >= VM_MAX {
         return None;
     }
     let table = walk(root, address)?;
-    let slot = cached(root, address);
-    write_word(slot, (address / span(2) + 1) * span(2));
-    write_word(slot + 8, table);
+    remember(root, address, table);
     read_entry(table, address, access)
 }
 
@@ -109,16 +123,9 @@ fn read_entry(table: u64, address: u64, access: Prot) -> Option<u64> {
     }
 }
 
-/// Maps pages that one lowest-level table covers to consecutive physical pages from `page` on.
-/// Fails if the pool has no page for a table.
-pub fn map(
-    pool: &mut FramePool,
-    root: u64,
-    addresses: Range<u64>,
-    page: u64,
-    prot: Prot,
-) -> Option<()> {
-    let address = addresses.start;
+/// The lowest table that covers a user address. Fails if the pool has no page for a table.
+#[inline(never)]
+fn make_table(pool: &mut FramePool, root: u64, address: u64) -> Option<u64> {
     let mut table = root;
     for level in [4, 3, 2] {
         let at = table + index(address, level) * 8;
@@ -129,6 +136,24 @@ pub fn map(
         }
         table = entry & ADDRESS;
     }
+    remember(root, address, table);
+    Some(table)
+}
+
+/// Maps pages that one lowest-level table covers to consecutive physical pages from `page` on.
+/// Fails if the pool has no page for a table.
+pub fn map(
+    pool: &mut FramePool,
+    root: u64,
+    addresses: Range<u64>,
+    page: u64,
+    prot: Prot,
+) -> Option<()> {
+    let address = addresses.start;
+    let table = match remembered(root, address) {
+        Some(table) => table,
+        None => make_table(pool, root, address)?,
+    };
     let writable = if prot.contains(Prot::WRITE) {
         WRITABLE
     } else {

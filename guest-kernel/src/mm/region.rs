@@ -27,6 +27,8 @@ pub struct Region {
     pub keeper: Option<Id<Port>>,
     /// Mappings in effect whose source this is.
     pub mappings: Queue<Mapping>,
+    /// The mapping of the exporting space in which memory of it was found last.
+    pub found: Option<Id<Mapping>>,
 }
 
 impl Region {
@@ -41,6 +43,7 @@ impl Region {
             space: None,
             keeper: None,
             mappings: Queue::new(),
+            found: None,
         }
     }
 }

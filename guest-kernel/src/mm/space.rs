@@ -6,7 +6,7 @@ use fluke_abi::object::Type;
 use fluke_abi::state::Prot;
 
 use super::tree::MappingTree;
-use super::{Region, page_table};
+use super::{Mapping, Region, page_table};
 use crate::arch::memory::{read_word, write_word};
 use crate::arena::{Arena, Id};
 use crate::ipc::Port;
@@ -27,6 +27,8 @@ pub struct Space {
     pub keeper: Option<Id<Port>>,
     /// What it imports.
     pub mappings: MappingTree,
+    /// The one in which memory for a thread of its own was found last.
+    pub found: Option<Id<Mapping>>,
     /// What it exports.
     pub regions: Queue<Region>,
 }
@@ -40,6 +42,7 @@ impl Space {
             table: Id::NONE,
             keeper: None,
             mappings: MappingTree::default(),
+            found: None,
             regions: Queue::new(),
         }
     }

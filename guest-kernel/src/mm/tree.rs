@@ -11,8 +11,6 @@ type Tree = Option<Id<Mapping>>;
 #[derive(Default)]
 pub struct MappingTree {
     root: Tree,
-    /// The one that was found last; most often it is the next one too.
-    last: Tree,
 }
 
 fn weight(id: Id<Mapping>) -> u32 {
@@ -80,9 +78,8 @@ fn merge(all: &mut Arena<Mapping>, mut left: Tree, mut right: Tree) -> Tree {
 }
 
 impl MappingTree {
-    /// The mapping that starts last at or before `address`.
-    #[inline]
-    fn at_or_before(&self, all: &Arena<Mapping>, address: u64) -> Option<Id<Mapping>> {
+    /// The mapping that starts last at or before `address`: if any covers it, that one.
+    pub fn at_or_before(&self, all: &Arena<Mapping>, address: u64) -> Option<Id<Mapping>> {
         let mut best = None;
         let mut tree = self.root;
         while let Some(id) = tree {
@@ -95,18 +92,6 @@ impl MappingTree {
             }
         }
         best
-    }
-
-    /// The mapping that covers `address`.
-    #[inline]
-    pub fn find<'a>(&mut self, all: &'a Arena<Mapping>, address: u64) -> Option<&'a Mapping> {
-        let covers = |mapping: &&Mapping| address.wrapping_sub(mapping.start) < mapping.size;
-        let last = self.last.map(|last| &all[last]);
-        last.filter(covers).or_else(|| {
-            let found = self.at_or_before(all, address)?;
-            self.last = Some(found);
-            Some(&all[found]).filter(covers)
-        })
     }
 
     /// Whether a mapping other than `except` has an address in `start..end`.
@@ -141,7 +126,6 @@ impl MappingTree {
 
     /// Takes a mapping out.
     pub fn remove(&mut self, all: &mut Arena<Mapping>, id: Id<Mapping>) {
-        self.last = None;
         let start = all[id].start;
         let (left, rest) = split(all, self.root, start);
         let (_, right) = split(all, rest, start + 1);
@@ -188,7 +172,8 @@ mod tests {
                         .find(|(s, (z, _))| (**s..**s + z).contains(&address))
                         .map(|(_, (_, id))| *id);
                     let expected = expected.map(|id| &raw const all[id]);
-                    let found = tree.find(&all, address);
+                    let found = tree.at_or_before(&all, address);
+                    let found = found.map(|id| &all[id]).filter(|mapping| mapping.covers(address));
                     prop_assert_eq!(found.map(|mapping| &raw const *mapping), expected);
                 }
             }
