@@ -1,6 +1,7 @@
 //! A second space, which runs another copy of this program.
 
 use fluke_abi::ipc::ExceptionMessage;
+use fluke_abi::state::PRIORITY_DEFAULT;
 use libfluke::exception::{self, Describe};
 use libfluke::object::{Port, Pset, Ref};
 use libfluke::parent::{EXIT, REGISTER};
@@ -46,7 +47,7 @@ pub fn start_with(
     }
     server.reply(&[]);
     // Whatever else it says is its end.
-    thread::spawn(move || {
+    let listener = thread::spawn(move || {
         let mut buffer = [0; ExceptionMessage::WORDS + 1];
         let mut server = Server::new(pset, &mut buffer, &[]);
         loop {
@@ -54,6 +55,8 @@ pub fn start_with(
             ended(server.words());
         }
     })?;
+    // So that it waits before anything is measured.
+    listener.set_priority(PRIORITY_DEFAULT + 1);
     Ok(slot)
 }
 

@@ -85,7 +85,10 @@ impl Kernel {
     /// nowhere yet.
     pub fn aim_mapping(&mut self, id: Id<Mapping>, space: Id<Space>) {
         self.mappings[id].space = Some(space);
-        self.spaces[space].mappings.insert(&mut self.mappings, id);
+        let destination = &mut self.spaces[space];
+        destination.mappings.insert(&mut self.mappings, id);
+        // Most often it is used next.
+        destination.found = Some(id);
         if let Source::Region(region, _) = self.mappings[id].source {
             self.regions[region].mappings.push(&mut self.mappings, id);
         }
