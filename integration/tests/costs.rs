@@ -25,8 +25,8 @@ const COSTS: [&str; 7] = [
 
 /// Most instructions of each, in the order of [`COSTS`]: at preemption level none, and at level full.
 const MOST: [[u64; 7]; 2] = [
-    [45, 300, 330, 1250, 1420, 1150, 160],
-    [45, 400, 440, 1400, 1570, 1200, 190],
+    [45, 270, 300, 920, 1030, 590, 140],
+    [45, 330, 370, 1000, 1120, 600, 150],
 ];
 
 /// A run of the program `costs`.
