@@ -54,7 +54,7 @@ fn gdb_stops_inside_cond_wait_on_a_named_thread() {
         assert!(
             backtrace
                 .iter()
-                .any(|frame| frame.contains("boundary::run")),
+                .any(|frame| frame.contains("boundary::make_call")),
             "{backtrace:?}"
         );
         let current = printed.lines().find(|line| line.starts_with("* ")).unwrap();
