@@ -70,7 +70,7 @@ fn saved_and_resumed(model: &str, vcpus: &str, program: &[&str]) -> (String, [St
         "--vcpus",
         vcpus,
     ];
-    let save = ["--snapshot-to", &saved, "--snapshot-after", "200ms"];
+    let save = ["--snapshot-to", &saved, "--snapshot-after", "100ms"];
     let whole = run(&[&machine[..], &save, program].concat());
     assert_eq!(whole.stderr, "", "{model} {vcpus} {program:?}");
     assert_eq!(whole.status, Some(0), "{whole:?}");
@@ -107,7 +107,7 @@ fn a_tour_goes_on() {
 #[test]
 fn hashes_are_right() {
     let data = tempfile::NamedTempFile::new().unwrap();
-    let bytes: Vec<u8> = (0..3_000_077u32)
+    let bytes: Vec<u8> = (0..8_000_077u32)
         .map(|n| (n.wrapping_mul(n) >> 7) as u8)
         .collect();
     fs::write(&data, &bytes).unwrap();
